@@ -1,0 +1,41 @@
+"""Why a connection ended: one enum for the log line, the console column and the metric label.
+
+The relay (``relay/engine.pxd``) uses the same numbers; a test compares them.
+"""
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """Cause of the end of a client or server connection. Values are stable within a release."""
+
+    NONE = 0
+    # clients
+    CLIENT_TERMINATED = 1  # sent Terminate, or closed between transactions
+    CLIENT_GONE = 2  # vanished while a request ran, waited or was incomplete
+    CLIENT_PROTOCOL = 3  # broke the protocol
+    CLIENT_KILLED = 4  # ended from the console
+    CLIENT_POOL_TIMEOUT = 5  # waited longer than pool_timeout
+    CLIENT_IDLE = 6  # an idle limit passed
+    CLIENT_IDLE_IN_TRANSACTION = 7
+    CLIENT_LOGIN = 8  # refused or broken before login was complete
+    CLIENT_CANCELLED = 9  # a cancel request met it while it waited (it stays connected)
+    CLIENT_STALLED = 10  # left a message incomplete while holding a server
+    SHUTDOWN = 11  # gpooler drains
+    # servers
+    SERVER_LOST = 20  # closed by PostgreSQL or by the network
+    SERVER_CONNECT = 21  # could not be reached, or refused the login
+    SERVER_PROTOCOL = 22  # sent what it should not
+    SERVER_LIFETIME = 23
+    SERVER_IDLE = 24  # parked longer than pool_ttl
+    SERVER_RESET_TIMEOUT = 25
+    SERVER_DIRTY_END = 26  # its client left inside a message, COPY or uncertain pipeline
+    SERVER_DEPLOY_FAILED = 27  # refused the session parameters of a client
+    SERVER_RECALLED = 28  # evicted for another route under the same cap
+    SERVER_RESET_FAILED = 29
+    SERVER_SURPLUS = 30  # the pool became smaller
+
+    @property
+    def label(self) -> str:
+        """The name as metrics and console columns show it, e.g. ``client_gone``."""
+        return self.name.lower()
