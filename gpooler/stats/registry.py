@@ -6,10 +6,11 @@ block a route, found by route id. Each word has one writer: the relay thread or 
 """
 
 from enum import IntEnum
+from typing import Final
 
-WORDS_PER_BLOCK = 64
-MAX_ROUTES = 65536  # sparse memory: a block costs a page share only when its route is used
-ERROR_BASE = 24  # words 24..63 of a route block count ends by reasons.Reason
+WORDS_PER_BLOCK: Final = 64
+MAX_ROUTES: Final = 65536  # sparse memory: a block costs a page share only when its route is used
+ERROR_BASE: Final = 24  # words 24..63 of a route block count ends by reasons.Reason
 
 
 class ProcessWord(IntEnum):
@@ -26,6 +27,8 @@ class ProcessWord(IntEnum):
     BROKER_RECEIVED = 8
     LOGINS = 9  # clients that completed login
     LOGIN_ERRORS = 10
+    FOLDED = 11  # 1: the process is dead and its counters lie in the past's (master)
+    FOLD_SEQUENCE = 12  # of the past's block: odd while the master folds (master)
 
 
 class RouteWord(IntEnum):
@@ -53,3 +56,28 @@ class RouteWord(IntEnum):
     LOGINS = 19  # (hub)
     OLDEST_WAIT_US = 20  # monotonic time in us at which the head of the queue began to wait, 0 none
     SERVERS_OPENED = 21  # (hub)
+
+
+ROUTE_GAUGES: Final = frozenset(
+    {
+        RouteWord.CLIENTS,
+        RouteWord.CLIENTS_ACTIVE,
+        RouteWord.CLIENTS_WAITING,
+        RouteWord.SERVERS_ACTIVE,
+        RouteWord.SERVERS_IDLE,
+        RouteWord.SERVERS_LOGIN,
+        RouteWord.SERVERS_CLOSING,
+        RouteWord.OLDEST_WAIT_US,
+    }
+)
+"""Words that say how things stand; they end with their process and are never folded."""
+
+PROCESS_COUNTERS: Final = (
+    ProcessWord.LOG_LINES_LOST,
+    ProcessWord.TEXT_EVENTS_LOST,
+    ProcessWord.BROKER_SENT,
+    ProcessWord.BROKER_RECEIVED,
+    ProcessWord.LOGINS,
+    ProcessWord.LOGIN_ERRORS,
+)
+"""Words of the process block that only grow, so that a dead process's share is kept."""
