@@ -1,0 +1,269 @@
+"""Every error gpooler makes, as one tree, with what the client may see of it.
+
+A class says whose fault it was. The text for the client follows PostgreSQL's message style guide
+(lower case, no full stop; detail and hint are sentences); ``cause`` goes to the log only. SQLSTATEs
+are those of appendix A of PostgreSQL's documentation.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+FATAL: Final = "FATAL"
+ERROR: Final = "ERROR"
+
+
+class GpoolerError(Exception):
+    """Base of the tree. ``FATAL`` ends the client's connection, ``ERROR`` ends its statement."""
+
+    sqlstate: ClassVar[str] = "XX000"
+    severity: ClassVar[str] = FATAL
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "", cause: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+        self.cause = cause  # for the log; never sent
+
+    def fields(self) -> dict[str, str]:
+        """Fields of the ErrorResponse in wire order, by code (chapter "Error and Notice Message Fields")."""
+        fields = {"S": self.severity, "V": self.severity, "C": self.sqlstate, "M": self.message}
+        if self.detail:
+            fields["D"] = self.detail
+        if self.hint:
+            fields["H"] = self.hint
+        return fields
+
+    def log_text(self) -> str:
+        """One line for the log: what the client saw, then the cause it did not see."""
+        return f"{self.message} ({self.cause})" if self.cause else self.message
+
+
+# --- the client's fault -----------------------------------------------------------------------
+
+
+class ClientFault(GpoolerError):
+    """The client asked for what it may not have, or asked wrongly."""
+
+
+class ProtocolViolation(ClientFault):
+    """The client broke the frontend/backend protocol."""
+
+    sqlstate = "08P01"
+
+
+class LoginTimeout(ProtocolViolation):
+    """The client did not finish its login within ``client_login_timeout``."""
+
+    def __init__(self, timeout_ms: int, *, cause: str = "") -> None:
+        super().__init__(f"login was not completed within {timeout_ms} ms", cause=cause)
+
+
+class FeatureNotSupported(ClientFault):
+    """A feature of the protocol that gpooler does not speak."""
+
+    sqlstate = "0A000"
+
+
+class InvalidArguments(ClientFault):
+    """The startup parameter ``options`` cannot be understood."""
+
+    sqlstate = "42601"
+
+
+class InvalidParameterValue(ClientFault):
+    """A startup parameter has a value that is not one of those it takes."""
+
+    sqlstate = "22023"
+
+
+class InvalidAuthorization(ClientFault):
+    """Refused before any password was looked at."""
+
+    sqlstate = "28000"
+
+
+class UserBlocked(InvalidAuthorization):
+    """The rule says ``authentication = "block"``."""
+
+    def __init__(self, user: str, database: str, *, cause: str = "") -> None:
+        super().__init__(f'user "{user}" is blocked for database "{database}"', cause=cause)
+
+
+class AuthenticationFailed(ClientFault):
+    """A login that failed: one text whatever the cause, so that nothing can be learned from it."""
+
+    sqlstate = "28P01"
+
+    def __init__(self, user: str, *, cause: str) -> None:
+        super().__init__(f'password authentication failed for user "{user}"', cause=cause)
+
+
+class NoRule(ClientFault):
+    """No rule of the configuration matches."""
+
+    sqlstate = "3D000"
+
+    def __init__(self, database: str, user: str, *, cause: str = "") -> None:
+        super().__init__(f'no rule for database "{database}" and user "{user}"', cause=cause)
+
+
+class StatementPoolRefusal(ClientFault):
+    """Something that needs more than one statement on the same server, in a statement pool."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, what: str = "transaction blocks", *, cause: str = "") -> None:
+        super().__init__(
+            f"{what} are not supported in a statement pool",
+            hint='Use a pool of type "transaction" or "session".',
+            cause=cause,
+        )
+
+
+class PreparedStatementRefusal(ClientFault):
+    """A named prepared statement where the pool cannot keep it."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("named prepared statements are not supported in this pool", cause=cause)
+
+
+class QueryCancelled(ClientFault):
+    """A cancel request met a client that waits for a server. The client stays connected."""
+
+    sqlstate = "57014"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("canceling statement due to user request", cause=cause)
+
+
+# --- limits: nobody's fault but the load's ----------------------------------------------------
+
+
+class TooManyConnections(GpoolerError):
+    """A limit of the configuration is reached."""
+
+    sqlstate = "53300"
+
+
+class ClientMaxReached(TooManyConnections):
+    """The global ``client_max``."""
+
+    def __init__(self, client_max: int, *, cause: str = "") -> None:
+        super().__init__(f"too many clients: client_max is {client_max}", cause=cause)
+
+
+class RuleClientMaxReached(TooManyConnections):
+    """The rule's ``client_max``."""
+
+    def __init__(self, client_max: int, database: str, user: str, *, cause: str = "") -> None:
+        super().__init__(
+            f'too many clients for database "{database}" and user "{user}": client_max is {client_max}',
+            cause=cause,
+        )
+
+
+class PoolTimeout(TooManyConnections):
+    """No server within ``pool_timeout``."""
+
+    def __init__(self, timeout_ms: int, pool_size: int, queue_length: int, *, cause: str = "") -> None:
+        """``queue_length`` counts the clients of the route that wait, this one included."""
+        super().__init__(
+            f"no server was free within {timeout_ms} ms: pool size {pool_size}, queue length {queue_length}",
+            hint='The servers of this pool are busy; see "pool_size" and "pool_timeout".',
+            cause=cause,
+        )
+
+
+# --- the server's fault -----------------------------------------------------------------------
+
+
+class ServerFault(GpoolerError):
+    """A server connection failed. What the network or the server said stays in ``cause``."""
+
+    sqlstate = "08006"
+
+
+class ServerConnectFailed(ServerFault):
+    """No connection to a server could be had."""
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("could not connect to the server", cause=cause)
+
+
+class ServerAuthentication(ServerConnectFailed):
+    """A server asked for an authentication we cannot give, or could not prove who it is."""
+
+
+class ServerProtocol(ServerFault):
+    """A server sent what the protocol does not allow."""
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("server broke the protocol", cause=cause)
+
+
+class ServerLost(ServerFault):
+    """The server went away while a client held it."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("server closed the connection unexpectedly", cause=cause)
+
+
+class PostgresError(ServerFault):
+    """An ErrorResponse that a server sent to us; may be forwarded where the rule allows it."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        """``fields`` by code as parsed from the wire (``wire/messages.py: parse_error``)."""
+        super().__init__(
+            fields.get("M", "unknown error"), detail=fields.get("D", ""), hint=fields.get("H", "")
+        )
+        self._fields = dict(fields)
+
+    @property
+    def server_sqlstate(self) -> str:
+        """The SQLSTATE the server gave; ``XX000`` when it gave none."""
+        return self._fields.get("C", "XX000")
+
+    @property
+    def server_severity(self) -> str:
+        """The severity, not localised where the server says so (PostgreSQL ≥ 9.6)."""
+        return self._fields.get("V") or self._fields.get("S", FATAL)
+
+    def fields(self) -> dict[str, str]:
+        """The fields as the server sent them."""
+        return dict(self._fields)
+
+    def log_text(self) -> str:
+        """One line with severity, SQLSTATE, message and detail."""
+        text = f"{self.server_severity} {self.server_sqlstate}: {self.message}"
+        return f"{text} ({self.detail})" if self.detail else text
+
+
+# --- the configuration's fault, and ours ------------------------------------------------------
+
+
+class ConfigurationError(GpoolerError):
+    """A value of the configuration that only shows its fault in use."""
+
+    sqlstate = "F0000"
+
+
+class AdminShutdown(GpoolerError):
+    """gpooler drains, or the connection was ended from the console."""
+
+    sqlstate = "57P01"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to administrator command", cause=cause)
+
+
+class InternalError(GpoolerError):
+    """A bug of ours, as the client sees it."""
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("internal error", cause=cause)

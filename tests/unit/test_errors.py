@@ -1,0 +1,101 @@
+"""What a client sees of gpooler's errors, and what only the log sees."""
+
+import inspect
+
+import pytest
+
+from gpooler import errors
+
+EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
+    (errors.ProtocolViolation("invalid startup packet"), "FATAL", "08P01"),
+    (errors.LoginTimeout(15000), "FATAL", "08P01"),
+    (errors.FeatureNotSupported("replication connections are not supported"), "FATAL", "0A000"),
+    (errors.InvalidArguments("invalid command-line argument"), "FATAL", "42601"),
+    (errors.InvalidParameterValue('invalid value for parameter "replication"'), "FATAL", "22023"),
+    (errors.InvalidAuthorization("no PostgreSQL user name specified"), "FATAL", "28000"),
+    (errors.UserBlocked("app", "orders"), "FATAL", "28000"),
+    (errors.AuthenticationFailed("app", cause="wrong password"), "FATAL", "28P01"),
+    (errors.NoRule("orders", "app"), "FATAL", "3D000"),
+    (errors.StatementPoolRefusal(), "ERROR", "0A000"),
+    (errors.PreparedStatementRefusal(), "ERROR", "0A000"),
+    (errors.QueryCancelled(), "ERROR", "57014"),
+    (errors.ClientMaxReached(100), "FATAL", "53300"),
+    (errors.RuleClientMaxReached(100, "orders", "app"), "FATAL", "53300"),
+    (errors.PoolTimeout(4000, 30, 12), "FATAL", "53300"),
+    (errors.ServerConnectFailed(cause="10.0.0.1:5432: timed out"), "FATAL", "08006"),
+    (errors.ServerAuthentication(cause="wants GSSAPI"), "FATAL", "08006"),
+    (errors.ServerProtocol(cause="message type 0x7f"), "FATAL", "08006"),
+    (errors.ServerLost(), "FATAL", "08006"),
+    (errors.PostgresError({"S": "FATAL", "C": "57P03", "M": "the database system is starting up"}), "FATAL", "57P03"),
+    (errors.ConfigurationError("password of the rule cannot be used"), "FATAL", "F0000"),
+    (errors.AdminShutdown(), "FATAL", "57P01"),
+    (errors.InternalError(cause="KeyError: 3"), "FATAL", "XX000"),
+]  # fmt: skip
+
+GROUPS = {
+    errors.GpoolerError, errors.ClientFault, errors.TooManyConnections, errors.ServerFault,
+}  # fmt: skip
+
+
+def test_every_class_of_the_tree_has_an_example() -> None:
+    classes = {
+        c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.GpoolerError)
+    }
+    assert classes - GROUPS == {type(error) for error, _, _ in EXAMPLES}
+
+
+@pytest.mark.parametrize(("error", "severity", "sqlstate"), EXAMPLES, ids=lambda v: type(v).__name__)
+def test_error_carries_severity_sqlstate_and_a_text_in_the_style_of_postgresql(
+    error: errors.GpoolerError, severity: str, sqlstate: str
+) -> None:
+    fields = error.fields()
+    assert fields["S"] == severity
+    assert fields["C"] == sqlstate
+    assert fields["M"] == error.message == str(error)
+    assert error.message[0].islower()
+    assert not error.message.endswith(".")
+    for sentence in (error.detail, error.hint):
+        assert not sentence or (sentence[0].isupper() and sentence.endswith("."))
+
+
+def test_the_cause_goes_to_the_log_and_never_to_the_client() -> None:
+    error = errors.AuthenticationFailed("app", cause="no such user in the rule")
+    assert "no such user" in error.log_text()
+    assert all("no such user" not in value for value in error.fields().values())
+
+
+def test_failed_logins_look_the_same_whatever_the_cause() -> None:
+    texts = {str(errors.AuthenticationFailed("app", cause=cause).fields()) for cause in ("a", "b")}
+    assert len(texts) == 1
+
+
+def test_pool_timeout_says_pool_size_and_queue_length() -> None:
+    message = errors.PoolTimeout(4000, 30, 12).message
+    assert "4000 ms" in message
+    assert "pool size 30" in message
+    assert "queue length 12" in message
+
+
+def test_detail_and_hint_are_sent_only_when_there_are_any() -> None:
+    bare = errors.ServerLost().fields()
+    assert "D" not in bare
+    assert "H" not in bare
+    full = errors.GpoolerError("x", detail="Detail.", hint="Hint.").fields()
+    assert (full["D"], full["H"]) == ("Detail.", "Hint.")
+
+
+def test_an_error_of_the_server_keeps_its_fields_and_order() -> None:
+    fields = {"S": "FATAL", "V": "FATAL", "C": "53300", "M": "sorry, too many clients already", "F": "proc.c"}
+    error = errors.PostgresError(fields)
+    assert list(error.fields().items()) == list(fields.items())
+    assert error.server_sqlstate == "53300"
+    assert error.log_text() == "FATAL 53300: sorry, too many clients already"
+
+
+def test_an_error_of_the_server_without_fields_is_still_an_error() -> None:
+    error = errors.PostgresError({})
+    assert (error.server_severity, error.server_sqlstate, error.message) == (
+        "FATAL",
+        "XX000",
+        "unknown error",
+    )
