@@ -1,0 +1,246 @@
+"""Log lines: what is known about a record, and how it becomes one line. No I/O, no clock.
+
+``log_format`` has the flags of Odyssey's reference (chapter 3) or is the word ``json``. A record is
+one line whatever it carries: control characters and line breaks of users' values are escaped.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+Level = Literal["debug", "info", "error", "fatal"]
+
+MAX_MESSAGE: Final = 8192
+"""Characters of a message that are kept, so that a queue of query texts stays bounded in memory."""
+
+_UNPRINTABLE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\xa0\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_TSKV: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", "=": "\\="})
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+@dataclass(slots=True)
+class LogContext:
+    """Whom a record is about; filled in as it becomes known. An empty value prints ``none``."""
+
+    client: str = ""  # client id
+    server: str = ""  # server id
+    user: str = ""
+    database: str = ""
+    client_host: str = ""
+    client_port: int = 0
+    server_host: str = ""
+    external_id: str = ""  # given by an authentication agent
+
+
+NOBODY: Final = LogContext()
+
+
+class Record(NamedTuple):
+    """One log record. ``now`` is in seconds since the epoch."""
+
+    now: float
+    level: Level
+    context: str
+    message: str
+    who: LogContext
+
+
+Formatter = Callable[[Record], str]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The ``log_`` options that say how lines look and where they go."""
+
+    format: str
+    file: str | None = None
+    is_stdout: bool = True
+    is_syslog: bool = False
+    syslog_ident: str = "gpooler"
+    syslog_facility: str = "daemon"
+    is_async: bool = True
+    queue_depth: int = 30000
+    is_debug: bool = False
+
+
+def client_id(number: int) -> str:
+    """The id of a client: ``c`` and 12 hex digits. ``number`` is below 2**48."""
+    return f"c{number:012x}"
+
+
+def server_id(number: int) -> str:
+    """The id of a server: ``s`` and 12 hex digits. ``number`` is below 2**48."""
+    return f"s{number:012x}"
+
+
+def escape(text: str) -> str:
+    """``text`` with everything that could break or disguise a line written as an escape."""
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape_one, text)
+
+
+def compile_format(template: str, *, pid: int) -> Formatter:
+    """A function from a record to its line, without the newline. Raises ValueError on an unknown flag."""
+    if template == "json":
+        return _json_formatter(pid)
+    pieces: list[str] = []
+    getters: list[Callable[[Record], str | int]] = []
+    flags = _flags(pid)
+    at = 0
+    while at < len(template):
+        char = template[at]
+        following = template[at + 1 : at + 2]
+        at += 1
+        if char == "%":
+            at += 1
+            if following == "%":
+                pieces.append("%%")
+            elif following in flags:
+                pieces.append("%s")
+                getters.append(flags[following])
+            else:
+                raise ValueError(f'log_format: unknown flag "%{following}"')
+        elif char == "\\" and following in _ESCAPES:
+            at += 1
+            pieces.append(_ESCAPES[following])
+        else:
+            pieces.append(char)
+    # A newline is always added, so those the template ends with are not doubled.
+    line = "".join(pieces).rstrip("\n")
+
+    def formatter(record: Record) -> str:
+        return line % tuple([get(record) for get in getters])
+
+    return formatter
+
+
+class Logger:
+    """Writes records. Cheap where the level is off; never raises for what a message contains."""
+
+    __slots__ = ("_flush", "_formatter", "_now", "_write", "is_debug")
+
+    def __init__(
+        self,
+        formatter: Formatter,
+        write: Callable[[Level, str], None],
+        now: Callable[[], float],
+        *,
+        is_debug: bool,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``write`` takes a level and a line; ``flush`` returns when all lines are out, or soon after."""
+        self._formatter = formatter
+        self._write = write
+        self._now = now
+        self._flush = flush
+        self.is_debug = is_debug
+
+    def debug(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
+        """Protocol detail; nothing without ``log_debug``."""
+        if self.is_debug:
+            self._write("debug", self._formatter(Record(self._now(), "debug", context, message, who)))
+
+    def info(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
+        """What happens in the normal run."""
+        self._write("info", self._formatter(Record(self._now(), "info", context, message, who)))
+
+    def error(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
+        """Something failed and the process goes on."""
+        self._write("error", self._formatter(Record(self._now(), "error", context, message, who)))
+
+    def fatal(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
+        """The process ends. Waits until the line is out."""
+        self._write("fatal", self._formatter(Record(self._now(), "fatal", context, message, who)))
+        self._flush()
+
+
+def _escape_one(match: re.Match[str]) -> str:
+    char = match[0]
+    code = ord(char)
+    return _SHORT.get(char) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def _shown(value: str) -> str:
+    return escape(value) if value else "none"
+
+
+def _cut(message: str) -> str:
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[:MAX_MESSAGE]}... ({len(message) - MAX_MESSAGE} more characters)"
+
+
+def _iso_seconds() -> Callable[[float], str]:
+    """ISO-8601 of whole seconds, UTC, without the zone; formatted once a second."""
+    cached_second = -1
+    cached_text = ""
+
+    def iso(now: float) -> str:
+        nonlocal cached_second, cached_text
+        second = int(now)
+        if second != cached_second:
+            cached_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            cached_second = second
+        return cached_text
+
+    return iso
+
+
+def _flags(pid: int) -> dict[str, Callable[[Record], str | int]]:
+    """What each flag of the template shows of a record."""
+    iso = _iso_seconds()
+    thread = threading.get_native_id()
+    return {
+        "n": lambda record: int(record.now),
+        "t": lambda record: iso(record.now) + "Z",
+        "e": lambda record: f"{int(record.now * 1000) % 1000:03d}",
+        "p": lambda record: pid,
+        "T": lambda record: thread,
+        "i": lambda record: _shown(record.who.client),
+        "s": lambda record: _shown(record.who.server),
+        "u": lambda record: _shown(record.who.user),
+        "d": lambda record: _shown(record.who.database),
+        "c": lambda record: _shown(record.context),
+        "l": lambda record: record.level,
+        "m": lambda record: escape(_cut(record.message)),
+        "M": lambda record: escape(_cut(record.message).translate(_TSKV)),
+        "r": lambda record: record.who.client_port or "none",
+        "h": lambda record: _shown(record.who.client_host),
+        "H": lambda record: _shown(record.who.server_host),
+        "x": lambda record: _shown(record.who.external_id),
+    }
+
+
+def _json_formatter(pid: int) -> Formatter:
+    """One JSON object a line; what is absent is null."""
+    iso = _iso_seconds()
+    encode = json.JSONEncoder(separators=(",", ":")).encode  # ASCII only, so that no line can break
+
+    def formatter(record: Record) -> str:
+        who = record.who
+        client = {
+            "id": who.client or None,
+            "ip": who.client_host or None,
+            "port": who.client_port or None,
+            "user": who.user or None,
+            "database": who.database or None,
+        }
+        return encode(
+            {
+                "timestamp": f"{iso(record.now)}.{int(record.now * 1000) % 1000:03d}Z",
+                "pid": pid,
+                "level": record.level,
+                "context": record.context,
+                "message": _cut(record.message),
+                "client": client,
+                "server": {"id": who.server or None},
+            }
+        )
+
+    return formatter
