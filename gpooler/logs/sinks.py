@@ -1,0 +1,146 @@
+"""The places log lines are written to. Everything here blocks; nothing here raises after it is made.
+
+A sink returns how many lines it could not write, so that losses can be counted.
+"""
+
+import errno
+import os
+import syslog
+from collections.abc import Sequence
+from select import POLLOUT, poll  # bound before gevent patches: sinks run in native threads
+from typing import Final, Protocol
+
+from gpooler.log import Level, LogSettings
+
+Line = tuple[Level, str]
+
+_PRIORITY: Final = {
+    "debug": syslog.LOG_DEBUG,
+    "info": syslog.LOG_INFO,
+    "error": syslog.LOG_ERR,
+    "fatal": syslog.LOG_CRIT,
+}
+_FACILITY: Final = {
+    "daemon": syslog.LOG_DAEMON,
+    "user": syslog.LOG_USER,
+    **{f"local{number}": getattr(syslog, f"LOG_LOCAL{number}") for number in range(8)},
+}
+_STDOUT: Final = 1
+_FILE_MODE: Final = 0o640
+
+
+class Sink(Protocol):
+    """One destination."""
+
+    def write(self, lines: Sequence[Line]) -> int:
+        """Write lines; return how many are lost."""
+
+    def reopen(self) -> None:
+        """Open the destination anew, as after a rotation."""
+
+    def close(self) -> None:
+        """Give the destination back."""
+
+
+class StdoutSink:
+    """Standard output, whatever it is: a file, a terminal, a pipe that may be non-blocking."""
+
+    def write(self, lines: Sequence[Line]) -> int:
+        """Write the lines in one call; all count as lost when the reader is gone or the disk is full."""
+        return 0 if _write_all(_STDOUT, _joined(lines)) else len(lines)
+
+    def reopen(self) -> None:
+        """Nothing to do: standard output is its owner's."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class FileSink:
+    """A file that is appended to. Processes share it: each batch is one write at the end."""
+
+    def __init__(self, path: str) -> None:
+        """Open ``path``; where that fails say so on standard output, lose the lines, try again at reopen."""
+        self._path = path
+        self._fd = -1
+        self.reopen()
+
+    def write(self, lines: Sequence[Line]) -> int:
+        """Append the lines."""
+        return 0 if self._fd >= 0 and _write_all(self._fd, _joined(lines)) else len(lines)
+
+    def reopen(self) -> None:
+        """Open the path again; the old file stays in use where that fails."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            fd = os.open(self._path, flags, _FILE_MODE)
+        except (OSError, ValueError) as error:
+            text = f"gpooler: could not open log file {self._path!r}: {error}\n"
+            _write_all(_STDOUT, text.encode(errors="backslashreplace"))
+            return
+        self.close()
+        self._fd = fd
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SyslogSink:
+    """The system's log, with the level as priority. A missing daemon loses lines without a word."""
+
+    def __init__(self, ident: str, facility: str) -> None:
+        """``facility`` is daemon, user or local0 to local7. Raises KeyError for another."""
+        self._ident = ident
+        self._facility = _FACILITY[facility]
+        self.reopen()
+
+    def write(self, lines: Sequence[Line]) -> int:
+        """Send the lines one by one; the C library does not tell of losses."""
+        for level, line in lines:
+            text = line.encode(errors="backslashreplace").decode()
+            syslog.syslog(_PRIORITY[level], text)
+        return 0
+
+    def reopen(self) -> None:
+        """Connect again."""
+        syslog.closelog()
+        syslog.openlog(self._ident, syslog.LOG_PID, self._facility)
+
+    def close(self) -> None:
+        """Disconnect."""
+        syslog.closelog()
+
+
+def open_sinks(settings: LogSettings) -> list[Sink]:
+    """The sinks that ``settings`` name. Raises KeyError for an unknown syslog facility."""
+    sinks: list[Sink] = []
+    if settings.is_stdout:
+        sinks.append(StdoutSink())
+    if settings.file is not None:
+        sinks.append(FileSink(settings.file))
+    if settings.is_syslog:
+        sinks.append(SyslogSink(settings.syslog_ident, settings.syslog_facility))
+    return sinks
+
+
+def _joined(lines: Sequence[Line]) -> bytes:
+    text = "\n".join([line for _, line in lines])
+    return f"{text}\n".encode(errors="backslashreplace")
+
+
+def _write_all(fd: int, data: bytes) -> bool:
+    """Write everything, also to a non-blocking descriptor; False when it cannot be written."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                return False
+            writable = poll()
+            writable.register(fd, POLLOUT)
+            writable.poll()
+    return True

@@ -1,0 +1,178 @@
+"""Where log lines go: real files, a real standard output, a real thread."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from gpooler.log import LogSettings
+from gpooler.logs.direct import DirectLog, open_direct
+from gpooler.logs.queued import QueuedLog, open_log
+from gpooler.logs.sinks import FileSink, Line, SyslogSink
+
+
+class GateSink:
+    """Holds up the writer thread until the gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.lines: list[str] = []
+        self.lost = 0
+
+    def write(self, lines: Sequence[Line]) -> int:
+        self.entered.set()
+        self.gate.wait()
+        self.lines += [line for _, line in lines]
+        return self.lost
+
+    def reopen(self) -> None:
+        self.lines.append("-- reopened")
+
+    def close(self) -> None:
+        self.lines.append("-- closed")
+
+
+@pytest.fixture
+def sink() -> Iterator[GateSink]:
+    made = GateSink()
+    yield made
+    made.gate.set()
+
+
+def test_lines_are_appended_to_the_file_and_reopen_follows_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n")
+    log = open_direct(LogSettings("%l %m", file=str(path), is_stdout=False))
+    log.logger.info("one")
+    path.rename(tmp_path / "log.1")
+    log.logger.error("two")
+    log.reopen()
+    log.logger.info("three\udc80")
+    log.close()
+    assert (tmp_path / "log.1").read_text() == "before\ninfo one\nerror two\n"
+    assert path.read_text() == "info three\\udc80\n"
+
+
+def test_a_path_that_cannot_be_opened_is_told_on_stdout_and_its_lines_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lost: list[int] = []
+    path = tmp_path / "missing" / "log"
+    log = open_direct(LogSettings("%m", file=str(path)), lost.append)
+    log.logger.info("one")
+    shown = capfd.readouterr().out
+    assert f"could not open log file '{path}'" in shown
+    assert "\none\n" in shown
+    assert lost == [1]
+    path.parent.mkdir()
+    log.reopen()
+    log.logger.info("two")
+    log.close()
+    assert path.read_text() == "two\n"
+    assert lost == [1]
+
+
+def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "d"
+    directory.mkdir()
+    sink = FileSink(str(directory / "log"))
+    directory.rename(tmp_path / "moved")
+    sink.reopen()
+    assert sink.write([("info", "still here")]) == 0
+    sink.close()
+    assert (tmp_path / "moved" / "log").read_text() == "still here\n"
+    assert "could not open" in capfd.readouterr().out
+
+
+def test_syslog_takes_any_text() -> None:
+    sink = SyslogSink("gpooler-test", "local7")
+    assert sink.write([("info", "50% \udc80 %s %n"), ("fatal", "x")]) == 0
+    sink.reopen()
+    sink.close()
+    with pytest.raises(KeyError):
+        SyslogSink("gpooler-test", "mail2")
+
+
+def test_queued_lines_come_out_in_order_with_the_reopen_between(sink: GateSink) -> None:
+    sink.gate.set()
+    log = QueuedLog(LogSettings("%m"), [sink])
+    for number in range(1500):
+        log.logger.info(str(number))
+    log.reopen()
+    log.logger.fatal("last")
+    assert sink.lines == [*map(str, range(1500)), "-- reopened", "last"]
+    log.close()
+    assert sink.lines[-1] == "-- closed"
+
+
+def test_lines_beyond_the_depth_are_dropped_and_counted_while_the_sink_is_stuck(sink: GateSink) -> None:
+    told: list[int] = []
+    log = QueuedLog(LogSettings("%m", queue_depth=3), [sink], told.append)
+    log.logger.info("in the sink")
+    assert sink.entered.wait(10)
+    for number in range(5):
+        log.logger.info(str(number))
+    sink.gate.set()
+    log.flush()
+    log.logger.info("after")
+    log.close()
+    assert sink.lines == ["in the sink", "0", "1", "2", "after", "-- closed"]
+    assert told == [1, 2]
+
+
+def test_lines_a_sink_lost_are_counted_at_the_next_line(sink: GateSink) -> None:
+    told: list[int] = []
+    sink.gate.set()
+    sink.lost = 1
+    log = QueuedLog(LogSettings("%m"), [sink], told.append)
+    log.logger.info("one")
+    log.flush()
+    log.logger.info("two")
+    log.close()
+    assert told == [1]
+
+
+def test_log_async_decides_which_log_is_opened(tmp_path: Path) -> None:
+    for is_async, kind in ((True, QueuedLog), (False, DirectLog)):
+        path = tmp_path / kind.__name__
+        log = open_log(LogSettings("%m", file=str(path), is_stdout=False, is_async=is_async))
+        assert isinstance(log, kind)
+        log.logger.info("x")
+        log.close()
+        assert path.read_text() == "x\n"
+
+
+def test_the_hub_runs_while_a_reader_of_stdout_is_stuck() -> None:
+    program = textwrap.dedent("""
+        from gpooler.logs.queued import open_log
+        from gpooler.log import LogSettings
+        import gevent.monkey; gevent.monkey.patch_all()
+        import os, gevent
+        os.set_blocking(1, False)
+        log = open_log(LogSettings("%m"))
+        for number in range(5000):
+            log.logger.info(f"{number:040d}")
+        gevent.sleep(0.05)
+        os.write(2, b"hub runs\\n")
+        os.read(0, 1)
+        log.close()
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "hub runs\n"
+        out, errors = process.communicate("x", timeout=20)
+    assert errors == ""
+    assert out.split() == [f"{number:040d}" for number in range(5000)]
