@@ -1,0 +1,131 @@
+"""What the master and its children say to each other over a control channel.
+
+One dataclass a message, one datagram each, descriptors along with it (``DESCRIPTORS``). The master
+speaks at any time, a child obeys in order. EOF means that the other side is dead.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from gpooler.broker.codec import Codec, Message
+
+# --- master to worker ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttachBroker:
+    """The worker's end of a fresh channel to the broker; replaces the last one."""
+
+    DESCRIPTORS: ClassVar[int] = 1
+    incarnation: int  # of the broker
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPeer:
+    """An end of a fresh channel to another worker, and that worker's counters (a memfd)."""
+
+    DESCRIPTORS: ClassVar[int] = 2
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DetachPeer:
+    """Another worker is dead and reaped."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new clients, let the running work finish, then end with EXIT_OK."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+
+
+# --- master to broker ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttachWorker:
+    """The broker's end of a fresh channel to a worker, and that worker's counters (a memfd)."""
+
+    DESCRIPTORS: ClassVar[int] = 2
+    worker: int
+    incarnation: int
+    has_history: bool  # it was attached to an earlier broker: it may hold leases
+
+
+@dataclass(frozen=True, slots=True)
+class DetachWorker:
+    """A worker is dead and reaped."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Every worker that lives has been attached: once those with a history have reported, grant."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+
+
+# --- master to both -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLog:
+    """The log file was moved away: open it anew."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+
+
+# --- child to master ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child serves."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The broker asks for the end of a worker that broke the protocol between processes."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    worker: int
+    incarnation: int
+    text: str
+
+
+CODEC: Final = Codec(
+    (
+        AttachBroker,
+        AttachPeer,
+        DetachPeer,
+        Drain,
+        AttachWorker,
+        DetachWorker,
+        Serve,
+        ReopenLog,
+        Ready,
+        Complaint,
+    )
+)
+
+
+def encode(message: Message) -> bytes:
+    """The datagram of a control message. Raises ChannelProtocolError."""
+    return CODEC.encode(message)
+
+
+def decode(datagram: bytes) -> Message:
+    """The control message in a datagram. Raises ChannelProtocolError."""
+    return CODEC.decode(datagram)
