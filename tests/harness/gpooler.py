@@ -1,0 +1,313 @@
+"""gpooler as a user runs it: the command, a configuration file, a port, its processes and its log."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import psycopg
+import toml
+
+from tests.harness.client import SSL_REQUEST, RawClient
+from tests.harness.postgres import PASSWORD, Postgres
+from tests.harness.tools import eventually, free_port
+
+STOP_TIMEOUT_S: Final = 15
+# Descriptors a worker may open after it is ready and keep: parked servers, resolver, thread pool, log.
+DESCRIPTOR_SLACK: Final = 16
+
+Config = Mapping[str, Any]
+
+
+def merge(base: Config, change: Config) -> dict[str, Any]:
+    """``base`` with ``change`` laid over it, table by table; None takes a key away."""
+    result = dict(base)
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merge(result[key], value)
+        elif value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value
+    return result
+
+
+def basic_config(postgres: Postgres, port: int, rule: Config) -> dict[str, Any]:
+    """One worker, one listener, one storage, and one rule for every user of every database."""
+    default_rule = {
+        "authentication": "none",
+        "storage": "postgres",
+        "storage_db": "app",
+        "storage_user": "trust_user",
+        "pool": "transaction",
+        "pool_size": 20,
+    }
+    return {
+        "service": {
+            "graceful_shutdown_timeout_ms": 5000,
+            "conn_drop_options": {"rate": 1000, "interval_ms": 10},
+        },
+        "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m", "log_to_stdout": True},
+        "performance": {"workers": 1},
+        "listen": [{"host": "127.0.0.1", "port": port}],
+        "storage": {"postgres": {"type": "remote", "host": postgres.host, "port": postgres.port}},
+        "database": {"default": {"user": {"default": merge(default_rule, rule)}}},
+    }
+
+
+class Gpooler:
+    """One running gpooler; made by the fixture ``gpooler_factory``, or used as a context manager.
+
+    ``config`` is laid over basic_config(), ``rule`` over its only rule; ``text`` is a whole configuration
+    file instead, where ``{port}`` stands for the port. ``environment`` is added to our own.
+    """
+
+    def __init__(
+        self,
+        postgres: Postgres | None = None,
+        *,
+        rule: Config | None = None,
+        config: Config | None = None,
+        text: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="gpooler-test-"))
+        self.config_file = self.directory / "config.toml"
+        self.log_file = self.directory / "log"
+        self._postgres = postgres
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._family: dict[int, psutil.Process] = {}  # every process ever seen below the master
+        self._descriptors: dict[int, int] = {}
+        if text is None:
+            if postgres is None:
+                raise TypeError("a Gpooler needs a Postgres, or the text of its configuration")
+            text = toml.dumps(merge(basic_config(postgres, self.port, rule or {}), config or {}))
+        else:
+            text = text.replace("{port}", str(self.port))
+        self.config_file.write_text(text)
+
+    # life
+
+    def start(self) -> "Gpooler":
+        """Start and wait until a worker answers."""
+        with open(self.log_file, "ab") as log:
+            self._process = subprocess.Popen(
+                [*command(), "run", "-c", str(self.config_file)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, env=self._environment,
+                start_new_session=True,
+            )  # fmt: skip
+        eventually(self._answers, within=20)
+        self.processes()
+        self._descriptors = self.descriptors()
+        return self
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop and return the exit status; what lives on is killed and an AssertionError raised."""
+        process = self._process
+        if process is None:
+            raise RuntimeError("gpooler was not started")
+        self.processes()
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            status = process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._kill_all()
+            process.wait()
+            raise AssertionError(f"gpooler did not stop on {how.name}\n{self.tail()}") from None
+        finally:
+            self._process = None
+        try:
+            eventually(lambda: not self._survivors(), within=5)
+        except AssertionError:
+            names = ", ".join(f"{p.pid} {_title(p)}" for p in self._survivors())
+            self._kill_all()
+            raise AssertionError(f"processes outlived the master: {names}\n{self.tail()}") from None
+        return status
+
+    def destroy(self) -> None:
+        """Kill what runs and remove every file."""
+        if self._process is not None:
+            self.processes()
+            self._kill_all()
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self.directory)
+
+    def __enter__(self) -> "Gpooler":
+        try:
+            return self.start()
+        except BaseException:
+            self.destroy()
+            raise
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self.is_running:
+                self.stop()
+        finally:
+            self.destroy()
+
+    # use
+
+    def dsn(self, user: str = "trust_user", dbname: str = "app", **parameters: Any) -> str:
+        """Connection string for psycopg, psycopg2 and psql."""
+        merged = {"host": self.host, "port": self.port, "user": user, "dbname": dbname, "password": PASSWORD}
+        return psycopg.conninfo.make_conninfo(**{**merged, **parameters})
+
+    def connect(
+        self, user: str = "trust_user", dbname: str = "app", **parameters: Any
+    ) -> psycopg.Connection[Any]:
+        """A psycopg connection in autocommit mode that prepares nothing by itself."""
+        return psycopg.connect(self.dsn(user, dbname, **parameters), autocommit=True, prepare_threshold=None)
+
+    def raw(self, **options: Any) -> RawClient:
+        """A hand-made client, connected but not logged in."""
+        return RawClient(self.port, self.host, **options)
+
+    # processes
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the master lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The master's."""
+        if self._process is None:
+            raise RuntimeError("gpooler does not run")
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        os.kill(self.pid, number)
+
+    def processes(self) -> list[psutil.Process]:
+        """The master and everything below it, living."""
+        try:
+            master = psutil.Process(self.pid)
+            family = [master, *master.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        self._family.update((process.pid, process) for process in family)
+        return [process for process in family if _is_alive(process)]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, in the order of their numbers."""
+        found = []
+        for process in self.processes():
+            if match := re.match(r"gpooler: worker (\d+)", _title(process)):
+                found.append((int(match[1]), process.pid))
+        return [pid for _, pid in sorted(found)]
+
+    def broker_pid(self) -> int:
+        """Process id of the broker; raises AssertionError while there is none."""
+        pids = [process.pid for process in self.processes() if _title(process).startswith("gpooler: broker")]
+        assert len(pids) == 1, f"{len(pids)} brokers"
+        return pids[0]
+
+    def descriptors(self) -> dict[int, int]:
+        """Open file descriptors of every process."""
+        return {process.pid: process.num_fds() for process in self.processes()}
+
+    def client_connections(self) -> int:
+        """TCP connections to our first port that a worker still has open."""
+        return sum(
+            1
+            for pid in self.worker_pids()
+            for connection in psutil.Process(pid).net_connections(kind="tcp")
+            if connection.laddr.port == self.port and connection.raddr
+        )
+
+    # log and leaks
+
+    def log(self) -> str:
+        """All it has written to standard output and error."""
+        return self.log_file.read_text(errors="replace")
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log, for messages about failures."""
+        return "\n".join(self.log().splitlines()[-lines:])
+
+    def leaks(self) -> list[str]:
+        """What a finished test should not have left behind, as sentences; waits a little for it to go."""
+        problems = []
+        try:
+            eventually(lambda: self.client_connections() == 0)
+        except AssertionError:
+            problems.append(f"{self.client_connections()} client connections are still open")
+        servers = len(self._postgres.activity()) if self._postgres else 0
+        for pid, count in self.descriptors().items():
+            before = self._descriptors.get(pid)
+            if before is not None and count > before + servers + DESCRIPTOR_SLACK:
+                problems.append(f"process {pid} had {before} descriptors and has {count}")
+        if "Traceback (most recent call last)" in self.log():
+            problems.append("there is a traceback in the log")
+        return problems
+
+    # inside
+
+    def _answers(self) -> bool:
+        if not self.is_running:
+            raise RuntimeError(f"gpooler did not start:\n{self.log()}")
+        try:
+            with socket.create_connection((self.host, self.port), 5) as probe:
+                probe.sendall(SSL_REQUEST)
+                return probe.recv(1) in (b"N", b"S")
+        except OSError:
+            return False
+
+    def _survivors(self) -> list[psutil.Process]:
+        return [process for process in self._family.values() if _is_alive(process)]
+
+    def _kill_all(self) -> None:
+        for process in self._survivors():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+
+
+def command() -> list[str]:
+    """The installed command of this environment."""
+    return [str(Path(sys.executable).with_name("gpooler"))]
+
+
+def check(text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run ``gpooler check`` on a configuration text."""
+    with tempfile.TemporaryDirectory(prefix="gpooler-check-") as directory:
+        file = Path(directory) / "config.toml"
+        file.write_text(text)
+        return subprocess.run(
+            [*command(), "check", "-c", str(file), *options],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
