@@ -1,0 +1,250 @@
+"""What must hold between options: contradictions, dangling references, and what would have no effect.
+
+The list follows "Cross-checks that must fail start/reload" of Odyssey's reference (§1). Each check looks at
+the document whatever else is wrong with it; the caller drops what follows from a key already reported.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from gpooler.config.model import DEFAULT, Document, ListenBody
+from gpooler.config.problems import KeyPath
+from gpooler.config.rule import RuleBody
+from gpooler.config.storage import parse_endpoints, socket_path
+from gpooler.config.words import (
+    Authentication,
+    Pool,
+    PoolRouting,
+    StorageType,
+)
+
+CLEAR_TEXT_SOURCES: Final = (
+    "password",
+    "auth_query",
+    "auth_pam_service",
+    "auth_module",
+    "ldap_endpoint_name",
+    "enable_mdb_iamproxy_auth",
+)
+NOT_BUILT_AUTHENTICATION: Final = (Authentication.CERT, Authentication.EXTERNAL)
+GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
+TOLD_APART_BY: Final = ("address", "connection_type")
+SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
+MD5_LENGTH: Final = 35  # "md5" and 32 hex digits
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong at ``path``; ``depends`` are further keys without which it cannot be said."""
+
+    path: KeyPath
+    text: str
+    depends: tuple[KeyPath, ...] = ()
+    suggestion: str = ""
+
+    def follows_from(self, broken: Collection[KeyPath]) -> bool:
+        """Whether it may be due to one of the ``broken`` keys alone."""
+        return any(
+            key[:end] in broken for key in (self.path, *self.depends) for end in range(1, len(key) + 1)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that the configuration defines, whether what they name is right or wrong."""
+
+    storage: Collection[str]
+    shared_pool: Collection[str]
+    ldap_endpoint: Collection[str]
+
+
+def errors(document: Document, names: Names) -> Iterator[Finding]:
+    """What makes ``document`` unusable."""
+    yield from _service(document)
+    yield from _listeners(document)
+    yield from _storages(document)
+    yield from _names(document)
+    yield from _rules(document)
+    for path, _, _, rule in rules_of(document):
+        for check in (_authentication, _pool):
+            yield from check(path, rule)
+        yield from _references(path, rule, document, names)
+    for database, body in document.database.items():
+        for group, rules in body.group.items():
+            for number, rule in enumerate(rules):
+                if missing := [word for word in GROUP_QUERY if getattr(rule, word) is None]:
+                    path = ("database", database, "group", group, number)
+                    yield Finding(path, f"a group needs {', '.join(missing)}")
+
+
+def rules_of(document: Document) -> Iterator[tuple[KeyPath, str, str, RuleBody]]:
+    """Every rule with its path (with a number, array or not), database and user."""
+    for database, body in document.database.items():
+        for user, rules in body.user.items():
+            for number, rule in enumerate(rules):
+                yield ("database", database, "user", user, number), database, user, rule
+
+
+def _service(document: Document) -> Iterator[Finding]:
+    service = document.service
+    if service.unix_socket_dir and service.unix_socket_mode is None:
+        yield Finding(SOCKET_DIR, 'needs "unix_socket_mode" too', (("service", "unix_socket_mode"),))
+    if service.enable_online_restart and not service.bindwith_reuseport:
+        yield Finding(("service", "enable_online_restart"), 'needs "bindwith_reuseport"')
+    if service.online_restart_drop_options and "conn_drop_options" in service.model_fields_set:
+        path = ("service", "online_restart_drop_options")
+        yield Finding(path, "is the old name of conn_drop_options: give one of the two")
+
+
+def _listeners(document: Document) -> Iterator[Finding]:
+    if not document.listen:
+        yield Finding(("listen",), "at least one [[listen]] is needed")
+    seen: dict[tuple[str | None, int], int] = {}
+    for number, listen in enumerate(document.listen):
+        path: KeyPath = ("listen", number)
+        depends = ((*path, "host"), (*path, "port"))
+        if text := _unix_listener(listen, document.service.unix_socket_dir):
+            yield Finding(path, text, (*depends, SOCKET_DIR))
+        address = (listen.host and listen.host.lower(), listen.port)
+        if address in seen:
+            yield Finding(path, f"has the host and port of listen[{seen[address]}]", depends)
+        seen.setdefault(address, number)
+
+
+def _unix_listener(listen: ListenBody, directory: str | None) -> str:
+    if listen.host is not None:
+        return ""
+    if directory is None:
+        return 'a listener without "host" needs "unix_socket_dir" in [service]'
+    try:
+        socket_path(directory, listen.port)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _storages(document: Document) -> Iterator[Finding]:
+    if not document.storage:
+        yield Finding(("storage",), "at least one [storage.NAME] is needed")
+    for name, storage in document.storage.items():
+        path: KeyPath = ("storage", name)
+        host = (*path, "host")
+        if storage.type is StorageType.LOCAL:
+            text = '"local", the console, is not built yet: remove this storage and its rules'
+            yield Finding((*path, "type"), text)
+            continue
+        try:
+            endpoints = parse_endpoints(storage.host, storage.port, document.service.unix_socket_dir)
+        except ValueError as error:
+            yield Finding(host, str(error), (SOCKET_DIR,))
+        else:
+            if len(endpoints) > 1:
+                yield Finding(host, "several hosts are not built yet: give one")
+
+
+def _names(document: Document) -> Iterator[Finding]:
+    paths: dict[KeyPath, None] = {("database", name): None for name in document.database}
+    paths |= {path[:4]: None for path, *_ in rules_of(document)}
+    paths |= {("storage", name): None for name in document.storage}
+    paths |= {("shared_pool", name): None for name in document.shared_pool}
+    for path in paths:
+        name = str(path[-1])
+        if not name or "\0" in name:
+            yield Finding(path, "a name must not be empty or hold a zero byte")
+
+
+def _rules(document: Document) -> Iterator[Finding]:
+    seen: dict[tuple[object, ...], KeyPath] = {}
+    for path, database, user, rule in rules_of(document):
+        key = (database, user, rule.address, rule.connection_type)
+        if key in seen:
+            depends = tuple((*rule_path, word) for rule_path in (path, seen[key]) for word in TOLD_APART_BY)
+            text = f"has the address and connection_type of number {seen[key][-1]} of this array"
+            yield Finding(path, text, depends)
+        seen.setdefault(key, path)
+    if not seen:
+        yield Finding(("database",), "at least one rule, [database.NAME.user.NAME], is needed")
+
+
+def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    method = rule.authentication
+    at = (*path, "authentication")
+    if method in NOT_BUILT_AUTHENTICATION:
+        yield Finding(at, f'"{method}" is not built yet: use "scram-sha-256"')
+    sources: tuple[str, ...] = ()
+    if method is Authentication.CLEAR_TEXT:
+        sources = CLEAR_TEXT_SOURCES
+    elif method in (Authentication.MD5, Authentication.SCRAM_SHA_256):
+        sources = ("password", "auth_query")
+    if sources and not any(getattr(rule, word) for word in sources):
+        yield Finding(at, f'"{method}" needs "password"', tuple((*path, word) for word in sources))
+    secret = rule.password.get_secret_value() if rule.password else ""
+    if method is Authentication.MD5 and secret.startswith("SCRAM-SHA-256$"):
+        yield Finding((*path, "password"), 'is a SCRAM verifier, which "md5" cannot use', (at,))
+    if method is Authentication.SCRAM_SHA_256 and is_md5(secret):
+        yield Finding((*path, "password"), 'is an md5 hash, which "scram-sha-256" cannot use', (at,))
+    if rule.auth_query and not (rule.auth_query_db and rule.auth_query_user):
+        yield Finding((*path, "auth_query"), "needs auth_query_db and auth_query_user")
+    if rule.auth_query and rule.auth_pam_service:
+        yield Finding((*path, "auth_query"), "excludes auth_pam_service")
+
+
+def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    size = (*path, "pool_size")
+    if rule.shared_pool and rule.pool_size:
+        yield Finding(size, "excludes shared_pool")
+    elif rule.pool_size and rule.min_pool_size > rule.pool_size:
+        yield Finding((*path, "min_pool_size"), f"is more than pool_size, {rule.pool_size}")
+    if rule.pool_routing is PoolRouting.INTERNAL and rule.address is not None:
+        yield Finding((*path, "pool_routing"), '"internal" needs the default address')
+    if rule.pool_pin_on_listen and rule.pool is Pool.SESSION:
+        yield Finding((*path, "pool_pin_on_listen"), "has no place in a session pool", ((*path, "pool"),))
+    if rule.pool_smart_discard and not rule.pool_reserve_prepared_statement:
+        yield Finding((*path, "pool_smart_discard"), "needs pool_reserve_prepared_statement")
+    query = " ".join((rule.pool_discard_query or "").upper().replace(";", " ").split())
+    if rule.pool_reserve_prepared_statement and "DEALLOCATE ALL" in query:
+        text = "must not DEALLOCATE ALL with pool_reserve_prepared_statement"
+        yield Finding((*path, "pool_discard_query"), text)
+
+
+def _references(path: KeyPath, rule: RuleBody, document: Document, names: Names) -> Iterator[Finding]:
+    for key, section, known in (
+        ("storage", "storage", names.storage),
+        ("shared_pool", "shared_pool", names.shared_pool),
+        ("ldap_endpoint_name", "ldap_endpoint", names.ldap_endpoint),
+    ):
+        name = getattr(rule, key)
+        if name is not None and name not in known:
+            nearest = difflib.get_close_matches(name, known, 1)
+            suggestion = nearest[0] if nearest else ""
+            yield Finding((*path, key), f"there is no [{section}.{name}]", suggestion=suggestion)
+    storage = document.storage.get(rule.storage)
+    if rule.role is not None and storage is not None and storage.type is not StorageType.LOCAL:
+        yield Finding((*path, "role"), "has a place only where the storage is local")
+
+
+def warnings(document: Document) -> Iterator[Finding]:
+    """What is allowed and has no effect, or another than one may think."""
+    if document.service.online_restart_drop_options is not None:
+        yield Finding(("service", "online_restart_drop_options"), "is the old name of conn_drop_options")
+    logging = document.logging
+    if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
+        yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
+    for path, database, user, rule in rules_of(document):
+        is_open = (database == DEFAULT and not rule.storage_db) or (user == DEFAULT and not rule.storage_user)
+        if rule.min_pool_size and rule.shared_pool:
+            yield Finding((*path, "min_pool_size"), "is not applied in a shared pool")
+        elif rule.min_pool_size and is_open:
+            text = "is not applied where only the client says which database and user"
+            yield Finding((*path, "min_pool_size"), text)
+        if rule.pool_pin_on_listen:
+            yield Finding((*path, "pool_pin_on_listen"), "is so in any case")
+
+
+def is_md5(secret: str) -> bool:
+    """Whether a secret has PostgreSQL's md5 form."""
+    return (
+        len(secret) == MD5_LENGTH and secret.startswith("md5") and set(secret[3:]) <= set("0123456789abcdef")
+    )

@@ -1,0 +1,516 @@
+"""The configuration as the rest of gpooler sees it: frozen, checked, with Odyssey's option names."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from gpooler.config.field import Reload, ignored, not_built, option, required
+from gpooler.config.rule import (
+    KEEPALIVE_MOST,
+    PROBES_MOST,
+    USR_TIMEOUT_LEAST,
+    GroupBody,
+    RuleBody,
+    Section,
+    Watchdog,
+)
+from gpooler.config.storage import Endpoint
+from gpooler.config.values import (
+    Bool,
+    Count,
+    FileMode,
+    FreeText,
+    Ignored,
+    LogFormat,
+    Ms,
+    Number,
+    OneOf,
+    OptionalPositive,
+    OptionalSecret,
+    OptionalStr,
+    OptionalTexts,
+    Port,
+    Positive,
+    Secret,
+    Size,
+    Str,
+    Text,
+    Workers,
+)
+from gpooler.config.words import (
+    Authentication,
+    BalancingMethod,
+    ConnectionType,
+    LdapScheme,
+    Pool,
+    PoolRouting,
+    QueryParsing,
+    Role,
+    StorageType,
+    SyslogFacility,
+    TargetSessionAttrs,
+    Tls,
+)
+
+__all__ = [
+    "Authentication",
+    "Config",
+    "ConnectionType",
+    "DropOptions",
+    "Endpoint",
+    "Limits",
+    "Listen",
+    "Logging",
+    "Metrics",
+    "Performance",
+    "Pool",
+    "PoolRouting",
+    "Role",
+    "Routing",
+    "Rule",
+    "Secret",
+    "Service",
+    "SharedPool",
+    "Storage",
+    "Tls",
+]
+
+DEFAULT = "default"
+CLIENTS_ROUTING_PER_WORKER = 64
+CANCELS_PER_WORKER = 2
+STACK_PAGES_LEAST = 4
+DEPRECATED = "deprecated in Odyssey"
+NO_EFFECT = "gpooler has nothing it could mean for"
+TLS_ADVICE = 'TLS is not built yet: leave "tls" at "disable"'
+HOSTS_ADVICE = "a storage has one host"
+PROMETHEUS_ADVICE = "use statsd"
+
+
+class DropOptions(Section):
+    """``[service.conn_drop_options]``: how fast clients are dropped while gpooler drains."""
+
+    drop_enabled: Bool = option(True, "Drop clients between transactions; no: wait until they leave.")
+    rate: Positive = option(1, "At most this many an interval, in each worker.")
+    interval_ms: Annotated[int, Number("ms", least=1)] = option(1000, "Length of that interval.")
+
+
+class Service(Section):
+    """``[service]``: the process as the system sees it."""
+
+    daemonize: Bool = not_built(False, "Detach from the terminal.", "let a service manager start gpooler")
+    priority: Annotated[int, Number(least=-20, most=19)] = not_built(
+        0, "Nice value of all processes.", "start gpooler with nice"
+    )
+    user: OptionalStr = not_built(None, "Run as this user.", "start gpooler as that user")
+    pid_file: OptionalStr = option(
+        None, "Where the process id is written.", reload=Reload.RESTART, example="/run/gpooler.pid"
+    )
+    locks_dir: OptionalStr = ignored(None, "Directory of lock files.", "unused in Odyssey too")
+    unix_socket_dir: OptionalStr = option(
+        None,
+        "Directory of the sockets .s.PGSQL.PORT of listeners and storages without a host.",
+        reload=Reload.RESTART,
+        example="/tmp",
+    )
+    unix_socket_mode: Annotated[int | None, FileMode()] = option(
+        None, "Permissions of the listeners' sockets.", reload=Reload.RESTART, example="0666"
+    )
+    enable_online_restart: Bool = not_built(False, "Allow a restart by SIGUSR2.", odyssey=True)
+    bindwith_reuseport: Bool = option(
+        True, "Bind listeners with SO_REUSEPORT, so that two gpoolers may overlap.", reload=Reload.RESTART
+    )
+    graceful_die_on_errors: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    graceful_shutdown_timeout_ms: Ms = option(
+        30_000, "After this long in a graceful shutdown exit with status 124; 0 is never."
+    )
+    max_sigterms_to_die: Positive = option(3, "This SIGTERM or SIGINT exits at once with status 1.")
+    enable_host_watcher: Bool = not_built(False, "Sample CPU and memory of the host for the console.")
+    conn_drop_options: DropOptions = option(DropOptions(), "How clients are dropped in a graceful shutdown.")
+    online_restart_drop_options: DropOptions | None = option(None, "The old name of conn_drop_options.")
+
+
+class Logging(Section):
+    """``[logging]``."""
+
+    log_format: Annotated[str, LogFormat()] = required(
+        'The template of a line, or "json".',
+        placeholder="%m",
+        example="%p %t %e %l [%i %s] (%c) %m\n",
+    )
+    log_file: OptionalStr = option(
+        None, "Append to this file; SIGUSR1 reopens it.", example="/var/log/gpooler.log"
+    )
+    log_to_stdout: Bool = option(True, "Write to the standard output.")
+    log_syslog: Bool = option(False, "Write to syslog.")
+    log_syslog_ident: Str = option(
+        "gpooler", "The name there.", odyssey="odyssey", departure="the program's name"
+    )
+    log_syslog_facility: Annotated[SyslogFacility, OneOf(SyslogFacility)] = option(
+        SyslogFacility.DAEMON, "The facility there."
+    )
+    log_debug: Bool = option(False, "Debug lines.")
+    log_config: Bool = option(False, "Log the effective configuration at start and at reload.")
+    log_session: Bool = option(True, "Log when clients and servers come and go.")
+    log_query: Bool = option(False, "Log the text of every query.")
+    log_stats: Bool = option(True, "Log a line a route each stats_interval.")
+    log_async: Bool = option(True, "Requests never wait for the log.", reload=Reload.RESTART)
+    log_queue_depth: Positive = option(
+        30_000,
+        "Lines that may wait for the log; beyond it they are dropped and counted.",
+        reload=Reload.RESTART,
+    )
+    stats_interval: Annotated[int, Number("s", least=1)] = option(
+        3, "Averaging window, and period of the statistics lines."
+    )
+
+
+class Performance(Section):
+    """``[performance]``: processes, sockets, name resolution."""
+
+    workers: Annotated[int | Literal["auto"], Workers()] = option(
+        "auto",
+        "Worker processes; auto is one a core.",
+        reload=Reload.RESTART,
+        odyssey=1,
+        departure="one a core",
+    )
+    resolvers: Positive = ignored(
+        1, "Threads that resolve names.", "names are resolved in threads that gpooler counts itself"
+    )
+    dns_cache_ttl: Ms = option(30_000, "How long a resolved name is kept.")
+    readahead: OptionalPositive = ignored(None, "Size of a read.", "the relay sizes its reads itself")
+    cache_coroutine: Ignored = ignored(1024, "Idle coroutine stacks kept.", NO_EFFECT)
+    cache_msg_gc_size: Ignored = ignored(0, "Reuse of message buffers.", NO_EFFECT)
+    coroutine_stack_size: Annotated[int, Number(least=STACK_PAGES_LEAST)] = ignored(
+        16, "Pages of a coroutine's stack.", NO_EFFECT
+    )
+    system_coroutine_stack_size: Annotated[int, Number(least=STACK_PAGES_LEAST)] = ignored(
+        32, "Pages of a system coroutine's stack.", NO_EFFECT
+    )
+    cache: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    cache_chunk: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    pipeline: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    packet_read_size: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    packet_write_queue: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+    nodelay: Bool = option(True, "TCP_NODELAY on both sides.")
+    disable_nolinger: Bool = option(
+        True,
+        "no sets SO_LINGER 0 on client sockets: closing resets the connection.",
+        odyssey=False,
+        departure="a reset can cut off the last error",
+    )
+    keepalive: Annotated[int, Number("s", most=KEEPALIVE_MOST)] = option(
+        15, "Idle time before TCP keepalive probes, on both sides; 0 is off."
+    )
+    keepalive_keep_interval: Annotated[int, Number("s", least=1, most=KEEPALIVE_MOST)] = option(
+        5, "Time between probes."
+    )
+    keepalive_probes: Annotated[int, Number(least=1, most=PROBES_MOST)] = option(
+        3, "Probes without an answer until the connection is dead."
+    )
+    keepalive_usr_timeout: Annotated[int, Number("ms", least=USR_TIMEOUT_LEAST)] = option(
+        0, "TCP_USER_TIMEOUT; 0 is the system's, -1 is computed from the three above."
+    )
+    cpu_affinity: Str = not_built("off", "Cores of the processes.", "use taskset or the service manager")
+
+    def worker_count(self, cores: int) -> int:
+        """Worker processes on a machine with ``cores`` usable cores."""
+        return max(1, cores) if self.workers == "auto" else self.workers
+
+
+class Limits(Section):
+    """``[limits]``: of clients, logins, connects and cancels."""
+
+    client_max: OptionalPositive = option(
+        None, "Clients at once, over all workers; beyond it 53300.", example=1000
+    )
+    client_max_routing: Count = option(
+        0, "Clients in login at once, over all workers; others wait. 0 is 64 a worker."
+    )
+    server_login_retry: Annotated[int, Number("ms", least=1)] = option(
+        1, "Pause before another try when the server has too many connections."
+    )
+    backend_connect_timeout_ms: Annotated[int, Number("ms", least=1)] = option(
+        30_000, "Limit of connect and login at a server."
+    )
+    cancel_timeout_ms: Ms = option(1000, "Limit of the delivery of one cancel; 0 is none.")
+    cancel_queue_timeout_ms: Annotated[int, Number("ms", least=-1)] = option(
+        -1, "How long a cancel waits for its turn, then it is dropped; -1 is twice cancel_timeout_ms."
+    )
+    cancel_max_inflight: Annotated[int, Number(least=-1)] = option(
+        -1, "Cancels toward servers at once; -1 is two a worker."
+    )
+
+    def routing_limit(self, workers: int) -> int:
+        """Clients in login at once, over all workers."""
+        return self.client_max_routing or CLIENTS_ROUTING_PER_WORKER * workers
+
+    def cancel_limit(self, workers: int) -> int:
+        """Cancels toward servers at once, over all workers; at least 1."""
+        return max(
+            1, self.cancel_max_inflight if self.cancel_max_inflight >= 0 else CANCELS_PER_WORKER * workers
+        )
+
+    @property
+    def cancel_queue_limit_ms(self) -> int:
+        """How long a cancel waits for its turn; 0 is without limit."""
+        if self.cancel_queue_timeout_ms >= 0:
+            return self.cancel_queue_timeout_ms
+        return 2 * self.cancel_timeout_ms
+
+
+class Metrics(Section):
+    """``[metrics]``."""
+
+    statsd_host: OptionalStr = option(None, "Send metrics to statsd at this host.", example="127.0.0.1")
+    statsd_port: Port = option(8125, "And this UDP port.")
+    statsd_prefix: Annotated[str, FreeText(255)] = option("gpooler", "First part of every metric's name.")
+    prometheus_host: OptionalStr = not_built(
+        None, "Serve metrics to Prometheus at this address.", PROMETHEUS_ADVICE
+    )
+    prometheus_port: Annotated[int | None, Number(least=1, most=65_535)] = not_built(
+        None, "And this TCP port.", PROMETHEUS_ADVICE
+    )
+    promhttp_server_port: Annotated[int | None, Number(least=1, most=65_535)] = not_built(
+        None, "Odyssey's name of prometheus_port.", PROMETHEUS_ADVICE
+    )
+    log_general_stats_prom: Bool = not_built(False, "General statistics for Prometheus.", PROMETHEUS_ADVICE)
+    log_route_stats_prom: Bool = not_built(False, "Statistics by route for Prometheus.", PROMETHEUS_ADVICE)
+
+
+class Routing(Section):
+    """``[routing]``: how a client finds its rule, and what the pooler does in its name."""
+
+    sequential_routing: Bool = option(
+        False, "yes: the first rule in the order of the file; no: the most specific.", reload=Reload.RULE
+    )
+    hba_file: OptionalStr = not_built(
+        None, "Host-based rules.", 'use "address" and "connection_type" of rules'
+    )
+    group_checker_interval: Annotated[int, Number("ms", least=1)] = not_built(
+        7000, "Period of group queries."
+    )
+    availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
+    smart_search_path_enquoting: Bool = ignored(
+        False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
+    )
+    external_auth_socket_path: Str = not_built(
+        "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
+    )
+    virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
+    virtual_transaction: Bool = not_built(
+        False, "Answer BEGIN in the pooler until a query comes.", odyssey=True
+    )
+
+
+class QueryParsingOptions(Section):
+    """``[query_parsing]``."""
+
+    mode: Annotated[QueryParsing, OneOf(QueryParsing)] = not_built(
+        QueryParsing.MINIMAL, "How much of SQL is understood in passing.", 'leave it at "minimal"'
+    )
+    mem_limit: Annotated[int, Size()] = ignored(
+        1 << 20, "Memory of the parser for a client.", "the scanner keeps a few bytes a client"
+    )
+
+
+class SoftOomDrop(Section):
+    """``[soft_oom.drop]``."""
+
+    signal: Str = not_built("SIGTERM", "Signal for the largest processes.")
+    max_rate: Positive = not_built(3, "How many a check.")
+
+
+class SoftOom(Section):
+    """``[soft_oom]``: refuse new clients while memory is short."""
+
+    limit: Annotated[int, Size()] = required("Above it new clients are refused.", placeholder=1)
+    process: Annotated[str, FreeText()] = not_built("", "Part of the name of the processes counted.")
+    check_interval_ms: Annotated[int, Number("ms", least=1)] = not_built(1000, "Sampling period.")
+    drop: SoftOomDrop | None = not_built(None, "Send the largest processes a signal.")
+
+
+class ListenBody(Section):
+    """``[[listen]]``: one address to accept clients at."""
+
+    host: OptionalStr = option(
+        None,
+        '"*" is any address; a name is resolved and each address bound; unset: a Unix socket.',
+        reload=Reload.RESTART,
+        example="127.0.0.1",
+    )
+    port: Port = option(
+        6432, "TCP port, or the number in the name of the Unix socket.", reload=Reload.RESTART
+    )
+    backlog: Annotated[int, Number(least=1, most=65_535)] = option(
+        128, "Connections the kernel keeps until they are accepted.", reload=Reload.RESTART
+    )
+    client_login_timeout: Annotated[int, Number("ms", least=1)] = option(
+        15_000, "Limit of startup, authentication and routing."
+    )
+    tls: Annotated[Tls, OneOf(Tls)] = not_built(Tls.DISABLE, "TLS with clients.", TLS_ADVICE)
+    tls_ca_file: OptionalStr = not_built(None, "Authorities of client certificates.", TLS_ADVICE)
+    tls_key_file: OptionalStr = not_built(None, "The private key.", TLS_ADVICE)
+    tls_cert_file: OptionalStr = not_built(None, "The certificate.", TLS_ADVICE)
+    tls_protocols: OptionalStr = not_built(None, "Versions of TLS.", TLS_ADVICE)
+    target_session_attrs: Annotated[TargetSessionAttrs | None, OneOf(TargetSessionAttrs)] = not_built(
+        None, "Which of several hosts will do for clients of this port.", HOSTS_ADVICE
+    )
+    balancing_method: Annotated[BalancingMethod | None, OneOf(BalancingMethod)] = not_built(
+        None, "How one of several hosts is chosen for clients of this port.", HOSTS_ADVICE
+    )
+    catchup_timeout: Annotated[int | None, Number("s")] = not_built(
+        None, "Replica lag allowed for this port."
+    )
+    storage: OptionalTexts = not_built(
+        (), "Storages in place of the rule's, in order.", 'use the rule\'s "storage"'
+    )
+    compression: Ignored = ignored(None, "Of no effect.", DEPRECATED)
+
+
+class Balancing(Section):
+    """``[storage.NAME.balancing]``."""
+
+    method: Annotated[BalancingMethod, OneOf(BalancingMethod)] = not_built(
+        BalancingMethod.ROUNDROBIN, "How one of several hosts is chosen.", HOSTS_ADVICE
+    )
+    az_aware: Bool = not_built(False, "Hosts of the own availability zone first.", HOSTS_ADVICE)
+    show_notice_messages: Bool = not_built(False, "Tell clients which host was chosen.", HOSTS_ADVICE)
+
+
+class StorageBody(Section):
+    """``[storage.NAME]``: a PostgreSQL host."""
+
+    type: Annotated[StorageType, OneOf(StorageType)] = required(
+        '"remote" is PostgreSQL; "local", the console, is not built yet.',
+        placeholder="remote",
+        reload=Reload.RULE,
+        example="remote",
+    )
+    host: Annotated[str | None, Text(4095)] = option(
+        None,
+        "[tcp://|unix://]host[:port][:zone]; a unix:// host is a socket's directory; unset: unix_socket_dir.",
+        reload=Reload.RULE,
+        example="127.0.0.1",
+    )
+    port: Port = option(5432, "For hosts without their own.", reload=Reload.RULE)
+    tls: Annotated[Tls, OneOf(Tls)] = not_built(Tls.DISABLE, "TLS with servers.", TLS_ADVICE)
+    tls_ca_file: OptionalStr = not_built(None, "Authorities of server certificates.", TLS_ADVICE)
+    tls_key_file: OptionalStr = not_built(None, "The private key.", TLS_ADVICE)
+    tls_cert_file: OptionalStr = not_built(None, "The certificate.", TLS_ADVICE)
+    tls_protocols: OptionalStr = not_built(None, "Versions of TLS.", TLS_ADVICE)
+    server_max_routing: Count = option(
+        0, "Server logins at once, over all workers; 0 is one a worker.", reload=Reload.RULE
+    )
+    endpoints_status_poll_interval: Annotated[int, Number("ms", least=1)] = not_built(
+        1000, "How long the known role of a host is trusted.", HOSTS_ADVICE
+    )
+    balancing: Balancing | None = option(None, "How one of several hosts is chosen.")
+    watchdog: Watchdog | None = not_built(None, "A rule's body: the pool on which lag is asked.")
+
+
+class SharedPool(Section):
+    """``[shared_pool.NAME]``: one limit for the servers of all rules that name it."""
+
+    pool_size: Positive = required("Servers at once, over all these rules.", placeholder=1, example=10)
+
+
+class LdapEndpoint(Section):
+    """``[ldap_endpoint.NAME]``."""
+
+    ldapserver: Str = required("Host.", placeholder="?")
+    ldapport: Annotated[int | None, Number(least=1, most=65_535)] = not_built(None, "Port.")
+    ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = not_built(LdapScheme.LDAP, "Plain or over TLS.")
+    ldapprefix: Annotated[str | None, FreeText()] = not_built(
+        None, "Before the user name, for a direct bind."
+    )
+    ldapsuffix: Annotated[str | None, FreeText()] = not_built(None, "After it.")
+    ldapbasedn: OptionalStr = not_built(None, "Where to search.")
+    ldapbinddn: OptionalStr = not_built(None, "Who searches.")
+    ldapbindpasswd: OptionalSecret = not_built(None, "With what password.")
+    ldapsearchattribute: OptionalStr = not_built(None, "What is compared with the user name; uid.")
+    ldapsearchfilter: OptionalStr = not_built(None, "What must hold besides.")
+    ldapscope: OptionalStr = ignored(None, "Depth of the search.", "it is always the whole tree")
+
+
+class DatabaseRules(Section):
+    """``[database.NAME]``: its users and groups. One table is kept as a list of one."""
+
+    user: Mapping[str, tuple[RuleBody, ...]] = option({}, "Rules by user name.", reload=Reload.RULE)
+    group: Mapping[str, tuple[GroupBody, ...]] = not_built({}, "Rules by group name.", "name the users")
+
+
+class Document(Section):
+    """The whole configuration as it is written, includes read in."""
+
+    service: Service = option(Service(), "The process as the system sees it.")
+    logging: Logging = option(None, "What is logged, where and how.")
+    performance: Performance = option(Performance(), "Processes, sockets, name resolution.")
+    limits: Limits = option(Limits(), "Limits of clients, logins, connects and cancels.")
+    metrics: Metrics = option(Metrics(), "Where metrics go.")
+    routing: Routing = option(Routing(), "How a client finds its rule.")
+    query_parsing: QueryParsingOptions = option(QueryParsingOptions(), "SQL understood in passing.")
+    soft_oom: SoftOom | None = not_built(
+        None, "Refuse new clients while memory is short.", "remove the section"
+    )
+    listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.", reload=Reload.RESTART)
+    storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.RULE)
+    shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.", reload=Reload.RULE)
+    ldap_endpoint: Mapping[str, LdapEndpoint] = not_built({}, "LDAP servers by name.", "remove the section")
+    database: Mapping[str, DatabaseRules] = option({}, "The rules.", reload=Reload.RULE)
+
+
+# What the rest of gpooler is given: the bodies with what the whole document says about them.
+
+
+class Listen(ListenBody):
+    """A listener; ``unix_path`` is its socket when it has no host, else None."""
+
+    unix_path: str | None = None
+
+
+class Storage(StorageBody):
+    """A storage with its endpoints; there is at least one."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+
+    def routing_limit(self, workers: int) -> int:
+        """Server logins at once, over all workers."""
+        return self.server_max_routing or workers
+
+
+class Rule(RuleBody):
+    """A rule. ``name`` is unique: ``order_app.default``, with ``[1]`` for the second of an array."""
+
+    name: str
+    database: str
+    user: str
+
+    @property
+    def is_default_database(self) -> bool:
+        """Whether it matches any database."""
+        return self.database == DEFAULT
+
+    @property
+    def is_default_user(self) -> bool:
+        """Whether it matches any user."""
+        return self.user == DEFAULT
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Config(Section):
+    """A configuration that passed every check."""
+
+    service: Service
+    logging: Logging
+    performance: Performance
+    limits: Limits
+    metrics: Metrics
+    routing: Routing
+    query_parsing: QueryParsingOptions
+    listen: tuple[Listen, ...]
+    storage: Mapping[str, Storage]
+    shared_pool: Mapping[str, SharedPool]
+    rules: tuple[Rule, ...]  # in the order of the file

@@ -1,0 +1,291 @@
+"""The body of a rule, ``[database.NAME.user.NAME]``: every option that Odyssey's reference names in §5."""
+
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict
+
+from gpooler.config.field import Reload, ignored, not_built, option, required
+from gpooler.config.values import (
+    Bool,
+    Count,
+    FreeText,
+    Ignored,
+    Ms,
+    Network,
+    Number,
+    OneOf,
+    OptionalBool,
+    OptionalPositive,
+    OptionalSecret,
+    OptionalStr,
+    OptionalTexts,
+    Parameters,
+    Quantiles,
+    Seconds,
+    Str,
+)
+from gpooler.config.words import Authentication, ConnectionType, Pool, PoolRouting, Role, TargetSessionAttrs
+
+KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
+PROBES_MOST = 127  # and more TCP_KEEPCNT
+USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
+ROLE_ADVICE = "the console is not built yet: remove it"
+AUTH_QUERY_ADVICE = 'give the secret with "password"'
+LDAP_ADVICE = 'give the secret with "password"'
+
+FORBIDDEN_OPTIONS = {
+    "user": 'use "storage_user"',
+    "database": 'use "storage_db"',
+    "replication": "replication is not built yet",
+    "options": "name the parameters themselves",
+}
+
+
+class Section(BaseModel):
+    """A table of the configuration; its fields are options or tables."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=False,
+    )
+
+
+class LdapCredentials(Section):
+    """``ldap_storage_credentials.NAME``: whom to log in as at the server."""
+
+    ldap_storage_username: OptionalStr = not_built(None, "User name at the server.")
+    ldap_storage_password: OptionalSecret = not_built(None, "Its password.")
+
+
+class RuleBody(Section):
+    """Options of a rule. Times are in the unit the option's kind names."""
+
+    address: Annotated[IPv4Network | IPv6Network | None, Network()] = option(
+        None,
+        "Clients from this network only; tells the rules of an array apart.",
+        reload=Reload.RULE,
+        odyssey="default",
+        example="default",
+    )
+    connection_type: Annotated[ConnectionType, OneOf(ConnectionType)] = option(
+        ConnectionType.DEFAULT,
+        "Clients of this kind only: host is any TCP connection, hostssl and hostnossl one with and without "
+        "TLS, local a Unix socket.",
+        reload=Reload.RULE,
+    )
+
+    # who may come in
+    authentication: Annotated[Authentication, OneOf(Authentication)] = required(
+        "How a client proves who it is; block refuses everybody. cert and external are not built yet.",
+        reload=Reload.RULE,
+        placeholder="none",
+        example="none",
+    )
+    password: OptionalSecret = option(
+        None,
+        "The secret: plain, md5… or a SCRAM verifier.",
+        reload=Reload.RULE,
+        example="secret",
+    )
+    auth_common_name: OptionalTexts = not_built((), "Common names that cert accepts.")
+    auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
+    auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
+    auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)
+    auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
+    auth_module: OptionalStr = not_built(None, "A loaded module decides.")
+    enable_mdb_iamproxy_auth: Bool = not_built(False, "A token is sent to an agent over a Unix socket.")
+    mdb_iamproxy_socket_path: Str = not_built(
+        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent."
+    )
+    ldap_endpoint_name: OptionalStr = not_built(None, "Check a clear-text password by LDAP.", LDAP_ADVICE)
+    ldap_storage_credentials_attr: OptionalStr = not_built(None, "LDAP attribute that lists storage groups.")
+    ldap_storage_credentials: Mapping[str, LdapCredentials] = not_built(
+        {}, "Credentials at the server by storage group."
+    )
+    ldap_pool_size: Ignored = ignored(None, "Size of a pool of LDAP connections.", "deprecated in Odyssey")
+    ldap_pool_timeout: Ignored = ignored(None, "Its timeout.", "deprecated in Odyssey")
+    ldap_pool_ttl: Ignored = ignored(None, "Its time to live.", "deprecated in Odyssey")
+    password_passthrough: Bool = not_built(
+        False, "Log in to the server with the client's clear-text password.", 'use "storage_password"'
+    )
+    role: Annotated[Role | None, OneOf(Role)] = not_built(None, "Rights in the console.", ROLE_ADVICE)
+
+    # clients
+    client_max: OptionalPositive = option(
+        None, "Clients of a route at once; beyond it 53300.", reload=Reload.RULE, example=1000
+    )
+    client_fwd_error: Bool = option(
+        False, "Give the client the server's own startup error, else a general 08006.", reload=Reload.RULE
+    )
+    client_show_id: Bool = option(
+        True, "Put the client's id before the text of gpooler's own errors.", reload=Reload.RULE
+    )
+    reserve_session_server_connection: Bool = ignored(
+        True, "Of no effect.", "it has no effect in Odyssey either"
+    )
+    quantiles: Annotated[tuple[float, ...], Quantiles()] = not_built(
+        (), "Quantiles of transaction and query time to keep."
+    )
+    application_name_add_host: Bool = option(
+        False, "Show the client's address behind its application_name.", reload=Reload.RULE
+    )
+    maintain_params: Bool = option(
+        True, "Give a server the session parameters of the client that takes it.", reload=Reload.RULE
+    )
+    log_debug: Bool = option(False, "Debug lines of this rule's clients and servers.", reload=Reload.RULE)
+    log_query: Bool = option(False, "Log the queries of this rule's clients.", reload=Reload.RULE)
+    options: Annotated[Mapping[str, str], Parameters(FORBIDDEN_OPTIONS)] = option(
+        {},
+        "Session parameters that replace what the client asks for at startup.",
+        reload=Reload.RULE,
+        example={"search_path": "public"},
+    )
+
+    # where to
+    storage: Str = required(
+        "The storage this rule's servers are on.",
+        placeholder="?",
+        reload=Reload.RULE,
+        example="local_postgres",
+    )
+    storage_db: OptionalStr = option(
+        None, "Database there; unset: the client's.", reload=Reload.RULE, example="postgres"
+    )
+    storage_user: OptionalStr = option(
+        None, "User there; unset: the client's.", reload=Reload.RULE, example="postgres"
+    )
+    storage_password: OptionalSecret = option(
+        None, "Password there; unset: the rule's password.", reload=Reload.RULE, example="secret"
+    )
+    backend_startup_options: Annotated[Mapping[str, str], Parameters(FORBIDDEN_OPTIONS)] = option(
+        {},
+        "Parameters for the startup packet to the server, sent as they are.",
+        reload=Reload.RULE,
+        example={"jit": "off"},
+    )
+    target_session_attrs: Annotated[TargetSessionAttrs, OneOf(TargetSessionAttrs)] = not_built(
+        TargetSessionAttrs.ANY, "Which of several hosts will do."
+    )
+    catchup_timeout: Seconds = not_built(0, "Refuse replicas that lag more; 0 is off.")
+    catchup_checks: Ignored = ignored(None, "Number of lag checks.", "deprecated in Odyssey")
+
+    # the pool
+    pool: Annotated[Pool, OneOf(Pool)] = required(
+        "How long a client keeps a server: session, transaction or statement.",
+        reload=Reload.RULE,
+        placeholder="transaction",
+        example="transaction",
+    )
+    pool_routing: Annotated[PoolRouting, OneOf(PoolRouting)] = option(
+        PoolRouting.CLIENT_VISIBLE,
+        "internal: for gpooler's own queries, never for a client.",
+        reload=Reload.RULE,
+    )
+    pool_size: Count = option(
+        0, "Servers of a route at once, over all workers; 0 is no limit.", reload=Reload.RULE, example=20
+    )
+    min_pool_size: Count = option(0, "Servers kept open even when idle.", reload=Reload.RULE)
+    pool_timeout: Ms = option(
+        0, "How long a client waits for a server, then 53300; 0 is no limit.", reload=Reload.RULE
+    )
+    pool_ttl: Seconds = option(
+        0, "Servers idle for longer are closed; 0 keeps them.", reload=Reload.RULE, example=60
+    )
+    server_lifetime: Seconds = option(
+        3600, "Servers older than this are closed when free; 0 is never.", reload=Reload.RULE
+    )
+    server_drop_on_cached_plan_error: Bool = not_built(
+        False, "Close a server that reports a cached plan out of date.", odyssey=True
+    )
+    pool_client_idle_timeout: Seconds = not_built(0, "Close clients of a session pool idle for longer.")
+    pool_idle_in_transaction_timeout: Seconds = not_built(
+        0, "Close clients idle in a transaction for longer."
+    )
+    pool_discard: OptionalBool = option(
+        None,
+        "DISCARD ALL before a server is parked: yes always, no never; unset: when a client left it dirty.",
+        reload=Reload.RULE,
+        odyssey=True,
+        departure="only what a client left dirty is discarded; yes discards always",
+        example=True,
+    )
+    pool_smart_discard: Bool = not_built(
+        False, "Discard all but plans and prepared statements.", "gpooler discards only what is dirty"
+    )
+    pool_discard_query: OptionalStr = not_built(None, "A query in place of DISCARD ALL.")
+    pool_cancel: Bool = option(
+        True,
+        "Client gone in a query: cancel it and keep the server; no: close the server.",
+        reload=Reload.RULE,
+    )
+    pool_rollback: Bool = option(
+        True, "Client gone in a transaction: roll back and keep the server; no: close it.", reload=Reload.RULE
+    )
+    pool_reset_timeout_ms: Ms = option(
+        1000, "Limit of the whole reset of a server, then it is closed.", reload=Reload.RULE
+    )
+    pool_reserve_prepared_statement: Bool = not_built(
+        False,
+        "Named prepared statements that outlive a transaction on any server.",
+        "a named prepared statement keeps its server until the client leaves",
+        odyssey=True,
+    )
+    pool_pin_on_listen: Bool = option(
+        False,
+        "After LISTEN the client keeps its server. gpooler does so in any case, whatever this says.",
+        reload=Reload.RULE,
+    )
+    pool_attach_check: Bool = option(
+        True,
+        "Look at a parked server before a client gets it, and take another if it died.",
+        reload=Reload.RULE,
+    )
+    pool_acquire_fail_fast: Bool = option(
+        False,
+        "Fail at once when a server cannot be reached, instead of waiting for another.",
+        reload=Reload.RULE,
+    )
+    pool_notice_after_waiting_ms: Annotated[int, Number("ms", least=-1)] = not_built(
+        -1, "Send a waiting client a notice after this long; -1 is never."
+    )
+    shared_pool: OptionalStr = option(
+        None, "The shared pool that limits this rule's servers.", reload=Reload.RULE, example="small"
+    )
+
+    # TCP, unset: as in [performance]
+    keepalive: Annotated[int | None, Number("s", most=KEEPALIVE_MOST)] = option(
+        None, "As in [performance], for this rule.", reload=Reload.RULE, example=15
+    )
+    keepalive_keep_interval: Annotated[int | None, Number("s", least=1, most=KEEPALIVE_MOST)] = option(
+        None, "As in [performance], for this rule.", reload=Reload.RULE, example=5
+    )
+    keepalive_probes: Annotated[int | None, Number(least=1, most=PROBES_MOST)] = option(
+        None, "As in [performance], for this rule.", reload=Reload.RULE, example=3
+    )
+    keepalive_usr_timeout: Annotated[int | None, Number("ms", least=USR_TIMEOUT_LEAST)] = option(
+        None, "As in [performance], for this rule.", reload=Reload.RULE, example=0
+    )
+
+
+class GroupBody(RuleBody):
+    """A rule for the members of a group that a query names."""
+
+    group_query: OptionalStr = not_built(None, "First column: the names of the members.")
+    group_query_user: OptionalStr = not_built(None, "User of the route it runs on.")
+    group_query_db: OptionalStr = not_built(None, "Database of the route it runs on.")
+
+
+class Watchdog(RuleBody):
+    """A storage's own pool, on which the lag of its hosts is asked."""
+
+    watchdog_lag_query: Annotated[str | None, FreeText()] = not_built(
+        None, "Gives a unix time to compare with now."
+    )
+    watchdog_lag_interval: Ignored = ignored(
+        None, "Period of the query.", "it has no effect in Odyssey either"
+    )

@@ -1,0 +1,122 @@
+"""Finds the rule of a client: reference §7, by specificity or in the order of the file. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from gpooler.config.model import DEFAULT, Config, Rule
+from gpooler.config.words import ConnectionType, PoolRouting
+
+Address = IPv4Address | IPv6Address
+
+DATABASE_SCORE: Final = 1000
+USER_SCORE: Final = 100
+ADDRESS_SCORE: Final = 10
+CONNECTION_TYPE_SCORE: Final = 1
+
+# The kinds of connection that each kind of rule takes. A client is hostssl, hostnossl or local.
+TCP: Final = frozenset({ConnectionType.HOST, ConnectionType.HOSTSSL, ConnectionType.HOSTNOSSL})
+TAKES: Final[Mapping[ConnectionType, frozenset[ConnectionType]]] = {
+    ConnectionType.DEFAULT: TCP | {ConnectionType.LOCAL},
+    ConnectionType.HOST: TCP,
+    ConnectionType.HOSTSSL: frozenset({ConnectionType.HOSTSSL}),
+    ConnectionType.HOSTNOSSL: frozenset({ConnectionType.HOSTNOSSL}),
+    ConnectionType.LOCAL: frozenset({ConnectionType.LOCAL}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    rank: int  # place in the order of the file
+    rule: Rule
+    takes_all: bool  # neither address nor connection type matter
+
+    def takes(self, address: Address | None, connection_type: ConnectionType) -> bool:
+        if self.takes_all:
+            return True
+        if connection_type not in TAKES[self.rule.connection_type]:
+            return False
+        network = self.rule.address
+        if network is None:
+            return True
+        # A client of an IPv4 network may come over an IPv6 listener.
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None and network.version == 4:
+            address = address.ipv4_mapped
+        return address is not None and address.version == network.version and address in network
+
+
+class Rules:
+    """The rules of a configuration, indexed by database and user. Immutable."""
+
+    __slots__ = ("_by_pair", "_is_sequential")
+
+    def __init__(self, config: Config) -> None:
+        self._is_sequential = config.routing.sequential_routing
+        self._by_pair = _index(config.rules, self._is_sequential)
+
+    def match(
+        self, database: str, user: str, address: Address | None, connection_type: ConnectionType
+    ) -> Rule | None:
+        """The rule of a client; ``address`` is None for a Unix socket. None when no rule takes it."""
+        return _match(self._by_pair, database, user, address, connection_type, self._is_sequential)
+
+
+def match(
+    rules: Iterable[Rule],
+    database: str,
+    user: str,
+    address: Address | None,
+    connection_type: ConnectionType,
+    *,
+    is_sequential: bool,
+) -> Rule | None:
+    """As ``Rules.match``, of rules in the order of the file, without an index that outlives the call."""
+    return _match(_index(rules, is_sequential), database, user, address, connection_type, is_sequential)
+
+
+def score(rule: Rule) -> int:
+    """How specific a rule is: what it names counts, what is ``default`` does not."""
+    return (
+        DATABASE_SCORE * (not rule.is_default_database)
+        + USER_SCORE * (not rule.is_default_user)
+        + ADDRESS_SCORE * (rule.address is not None)
+        + CONNECTION_TYPE_SCORE * (rule.connection_type is not ConnectionType.DEFAULT)
+    )
+
+
+_Index = Mapping[tuple[str, str], tuple[_Candidate, ...]]
+
+
+def _index(rules: Iterable[Rule], is_sequential: bool) -> _Index:
+    """Candidates by (database, user), the one to ask first at the front."""
+    by_pair: dict[tuple[str, str], list[_Candidate]] = {}
+    for rank, rule in enumerate(rules):
+        if rule.pool_routing is not PoolRouting.INTERNAL:
+            takes_all = rule.address is None and rule.connection_type is ConnectionType.DEFAULT
+            by_pair.setdefault((rule.database, rule.user), []).append(_Candidate(rank, rule, takes_all))
+    if not is_sequential:
+        for candidates in by_pair.values():
+            candidates.sort(key=lambda candidate: -score(candidate.rule))
+    return {pair: tuple(candidates) for pair, candidates in by_pair.items()}
+
+
+def _match(
+    index: _Index,
+    database: str,
+    user: str,
+    address: Address | None,
+    connection_type: ConnectionType,
+    is_sequential: bool,
+) -> Rule | None:
+    best: _Candidate | None = None
+    # From the most specific pair to the least: address and connection type cannot outweigh a name.
+    for pair in ((database, user), (database, DEFAULT), (DEFAULT, user), (DEFAULT, DEFAULT)):
+        for candidate in index.get(pair, ()):
+            if candidate.takes(address, connection_type):
+                if not is_sequential:
+                    return candidate.rule
+                if best is None or candidate.rank < best.rank:
+                    best = candidate
+                break
+    return None if best is None else best.rule
