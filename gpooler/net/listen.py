@@ -51,7 +51,9 @@ class Listener:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def close(self) -> None:
-        """Stop listening; for the master, since it also unlinks a Unix socket."""
+        """Stop listening; for the master, since it also unlinks a Unix socket. May be repeated."""
+        if self.socket.fileno() < 0:
+            return
         self.socket.close()
         if self.is_unix:
             _unlink(self.host)

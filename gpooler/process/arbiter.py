@@ -1,0 +1,395 @@
+"""Forks the broker and the workers, keeps them alive, and ends them: the loop of the master.
+
+Signals only enqueue; this loop alone acts. It holds no client, no hub and no second thread. The model is
+gunicorn's arbiter: an exit status tells *could not boot*, which ends everything while nothing has served
+yet, from *died*, which starts a successor: at once the first time, then with a growing pause.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from gpooler.broker.codec import ChannelProtocolError
+from gpooler.log import LogSettings
+from gpooler.logs.direct import DirectLog, open_direct
+from gpooler.net.listen import Listener
+from gpooler.process.context import (
+    EXIT_BOOT,
+    EXIT_DRAIN_TIMEOUT,
+    EXIT_NOW,
+    EXIT_OK,
+    BrokerContext,
+    WorkerContext,
+)
+from gpooler.process.control import Complaint, Drain, Ready, ReopenLog, Serve
+from gpooler.process.datagrams import pair
+from gpooler.process.family import BROKER, Child, Family, name_of
+from gpooler.process.fork import fork
+from gpooler.process.heartbeat import STALL_S, TICK_S
+from gpooler.process.link import Link
+from gpooler.process.pidfile import PidFile
+from gpooler.process.signals import SignalQueue
+from gpooler.stats.shared import SharedCounters
+
+if TYPE_CHECKING:
+    from gpooler.config.model import Config
+
+BOOT_TRIES: Final = 3  # deaths of one child before anything has served: a fault, not an accident
+PAUSE_FIRST_S: Final = 0.1
+PAUSE_MOST_S: Final = 5.0
+STABLE_S: Final = 10.0  # a child that lived so long died of something new
+BROKER_END_S: Final = 5.0  # it has nothing left to do when no worker lives
+_NOT_BUILT: Final = {
+    signal.SIGHUP: "reloading the configuration is not built yet: restart to apply changes",
+    signal.SIGUSR2: "the online restart is not built yet",
+}
+
+
+class Phase(IntEnum):
+    """Where the life of the master stands; it only goes up."""
+
+    BOOTING = 0  # not every child has said ready yet
+    SERVING = 1
+    DRAINING = 2  # the workers finish what runs
+    ENDING = 3  # no worker lives; the broker goes
+    ENDED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoints:
+    """What a child runs after the fork; the return value is its exit status."""
+
+    run_worker: Callable[[WorkerContext], int]
+    run_broker: Callable[[BrokerContext], int]
+
+
+class Arbiter:
+    """One run of gpooler. Owns its children; listeners, log and pid file stay the caller's."""
+
+    def __init__(
+        self,
+        config: "Config",
+        *,
+        workers: int,
+        listeners: Sequence[Listener],
+        log: DirectLog,
+        log_settings: LogSettings,
+        entries: EntryPoints,
+        pid_file: PidFile | None = None,
+        is_debug: bool = False,
+    ) -> None:
+        self._config = config
+        self._workers = workers
+        self._listeners = tuple(listeners)
+        self._log = log
+        self._logger = log.logger
+        self._log_settings = log_settings
+        self._entries = entries
+        self._pid_file = pid_file
+        self._is_debug = is_debug
+        self._phase = Phase.BOOTING
+        self._status = EXIT_OK
+        self._incarnation = 0
+        self._terminations = 0
+        self._deadline_s: float | None = None  # of the drain, then of the broker's end
+        self._tick_s = 0.0
+        self._due_s: dict[int, float] = {}  # when a dead child's successor is to be forked, by number
+        self._deaths: dict[int, int] = {}  # in a row, by number
+
+    def run(self) -> int:
+        """Run until a signal or a failed boot ends it; no child is left. Returns the exit status.
+
+        Raises RuntimeError when the process has a second thread or a hub.
+        """
+        self._signals = SignalQueue()
+        self._family = Family()
+        try:
+            self._start(BROKER)
+            for number in range(1, self._workers + 1):
+                self._start(number)
+            self._serve()
+            while self._phase < Phase.ENDED:
+                self._wait()
+                self._obey_signals()
+                self._listen_to_children()
+                self._reap()
+                self._keep_time()
+        finally:
+            self._kill_all()
+            self._family.close()
+            self._signals.close()
+        return self._status
+
+    # --- children -------------------------------------------------------------------------------
+
+    def _start(self, number: int) -> None:
+        """Fork a child and introduce it to the others."""
+        self._incarnation += 1
+        incarnation = self._incarnation
+        counters = SharedCounters.create()
+        ours, theirs = pair()
+
+        def body() -> int:
+            ours.close()
+            return self._run_child(number, incarnation, theirs, counters)
+
+        try:
+            pid = fork(f"gpooler: {name_of(number)}", body, self._log_crash)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            counters.close()
+            raise
+        theirs.close()
+        self._family.add(Child(number, incarnation, pid, Link(ours), counters))
+        self._logger.debug(f"{name_of(number)} has pid {pid}", context="master")
+
+    def _start_successor(self, number: int) -> None:
+        """Fork anew; where the system has no room for it now, try again later."""
+        try:
+            self._start(number)
+        except OSError as error:
+            self._logger.error(f"could not start {name_of(number)}: {error}", context="master")
+            self._due_s[number] = time.monotonic() + PAUSE_MOST_S
+            return
+        if number == BROKER:
+            self._serve()
+
+    def _run_child(
+        self, number: int, incarnation: int, control: socket.socket, counters: SharedCounters
+    ) -> int:
+        """In the child: close what is not its own, run its entry point, return the exit status."""
+        self._signals.forget()
+        self._family.forget()
+        self._log.close()
+        if self._pid_file is not None:
+            os.close(self._pid_file.fd)
+        for listener in self._listeners:
+            if listener.is_unix:
+                os.close(listener.lock_fd)
+            if number == BROKER:
+                listener.socket.close()
+        if number == BROKER:
+            return self._entries.run_broker(
+                BrokerContext(
+                    config=self._config,
+                    workers=self._workers,
+                    incarnation=incarnation,
+                    control=control,
+                    past=self._family.past,
+                    counters=counters,
+                    log=self._log_settings,
+                    is_debug=self._is_debug,
+                )
+            )
+        self._family.past.close()
+        return self._entries.run_worker(
+            WorkerContext(
+                config=self._config,
+                worker=number,
+                workers=self._workers,
+                incarnation=incarnation,
+                control=control,
+                listeners=self._listeners,
+                counters=counters,
+                log=self._log_settings,
+                is_debug=self._is_debug,
+            )
+        )
+
+    def _log_crash(self, text: str) -> None:
+        """In the child, whose log may be in any state."""
+        log = open_direct(self._log_settings)
+        log.logger.fatal(f"uncaught exception: {text}", context="master")
+        log.close()
+
+    def _serve(self) -> None:
+        """Tell a new broker that it knows every worker there is."""
+        broker = self._family.get(BROKER)
+        if broker is not None:
+            broker.link.send(Serve())
+
+    def _reap(self) -> None:
+        for child in self._family.children:
+            if self._phase == Phase.ENDED:
+                return  # the end kills and reaps whoever is left
+            pid, wait_status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._bury(child, os.waitstatus_to_exitcode(wait_status))
+
+    def _bury(self, child: Child, code: int) -> None:
+        """Draw the conclusions from the end of a child; ``code`` is minus the signal where one ended it."""
+        self._family.remove(child)
+        how = f"was ended by signal {-code}" if code < 0 else f"exited with status {code}"
+        text = f"{child.name} (pid {child.pid}) {how}"
+        if self._phase >= Phase.DRAINING and child.number != BROKER:
+            is_clean = code == EXIT_OK
+            (self._logger.info if is_clean else self._logger.error)(text, context="master")
+            if not self._family.workers:
+                self._end_broker()
+        elif self._phase >= Phase.ENDING:
+            self._logger.info(text, context="master")
+            self._move(Phase.ENDED)
+        elif self._is_failed_boot(child, code):
+            self._logger.fatal(f"{text}: could not boot", context="master")
+            self._status = EXIT_BOOT
+            self._move(Phase.ENDED)
+        else:
+            pause_s = self._pause(child)
+            after = f" in {pause_s:.1f} s" if pause_s else ""
+            self._logger.error(f"{text}; starting another{after}", context="master")
+            self._due_s[child.number] = time.monotonic() + pause_s
+
+    def _is_failed_boot(self, child: Child, code: int) -> bool:
+        """Whether to give up: only while gpooler has not served yet."""
+        if self._phase != Phase.BOOTING or child.is_ready:
+            return False
+        return code == EXIT_BOOT or self._deaths.get(child.number, 0) + 1 >= BOOT_TRIES
+
+    def _pause(self, child: Child) -> float:
+        """Seconds until the successor of a dead child is forked."""
+        if time.monotonic() - child.started_s >= STABLE_S:
+            self._deaths.pop(child.number, None)
+        deaths = self._deaths.get(child.number, 0)
+        self._deaths[child.number] = deaths + 1
+        return min(PAUSE_FIRST_S * 2 ** (deaths - 1), PAUSE_MOST_S) if deaths else 0.0
+
+    def _kill_all(self) -> None:
+        """End every child at once and reap it."""
+        for child in self._family.children:
+            os.kill(child.pid, signal.SIGKILL)
+        for child in self._family.children:
+            os.waitpid(child.pid, 0)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def _move(self, phase: Phase) -> None:
+        if phase < self._phase:
+            raise AssertionError(f"master cannot go from {self._phase.name} to {phase.name}")
+        self._phase = phase
+
+    def _wait(self) -> None:
+        """Wait for a signal, a message, room in a channel, or the next thing that is due."""
+        poll = select.poll()
+        poll.register(self._signals.fileno(), select.POLLIN)
+        for child in self._family.children:
+            if not child.link.is_closed:
+                events = select.POLLIN | (select.POLLOUT if child.link.has_unsent else 0)
+                poll.register(child.link.fileno(), events)
+        now_s = time.monotonic()
+        times_s = [self._tick_s, *self._due_s.values()]
+        if self._deadline_s is not None:
+            times_s.append(self._deadline_s)
+        poll.poll(max(0, min(times_s) - now_s) * 1000)
+
+    def _obey_signals(self) -> None:
+        for number in self._signals.read():
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._terminate(number)
+            elif number == signal.SIGUSR1:
+                self._log.reopen()
+                for child in self._family.children:
+                    child.link.send(ReopenLog())
+                self._logger.info("log reopened", context="master")
+            elif number in _NOT_BUILT:
+                self._logger.error(f"got {number.name}: {_NOT_BUILT[number]}", context="master")
+
+    def _listen_to_children(self) -> None:
+        for child in self._family.children:
+            child.link.send_queued()
+            try:
+                for message in child.link.receive():
+                    if isinstance(message, Ready):
+                        self._note_ready(child)
+                    elif isinstance(message, Complaint) and child.number == BROKER:
+                        self._heed(message)
+                    else:
+                        raise ChannelProtocolError(f"{type(message).__name__} from {child.name}")
+            except ChannelProtocolError as error:
+                self._kill(child, f"broke the protocol between processes: {error.log_text()}")
+
+    def _note_ready(self, child: Child) -> None:
+        child.is_ready = True
+        if (
+            self._phase == Phase.BOOTING
+            and len(self._family) == self._workers + 1
+            and all(each.is_ready for each in self._family.children)
+        ):
+            self._move(Phase.SERVING)
+            names = ", ".join([listener.name for listener in self._listeners])
+            self._logger.info(f"ready: {self._workers} workers listen on {names}", context="master")
+
+    def _heed(self, complaint: Complaint) -> None:
+        """End a worker that the broker cannot work with."""
+        child = self._family.get(complaint.worker)
+        if child is not None and child.number != BROKER and child.incarnation == complaint.incarnation:
+            self._kill(child, f"is refused by the broker: {complaint.text}")
+
+    def _kill(self, child: Child, why: str) -> None:
+        self._logger.error(f"{child.name} (pid {child.pid}) {why}; killing it", context="master")
+        os.kill(child.pid, signal.SIGKILL)
+
+    def _keep_time(self) -> None:
+        """Do what is due: successors, deadlines, heartbeats."""
+        now_s = time.monotonic()
+        for number in [number for number, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[number]
+            if number == BROKER or self._phase < Phase.DRAINING:
+                self._start_successor(number)
+        if self._deadline_s is not None and self._deadline_s <= now_s:
+            self._deadline_s = None
+            self._give_up()
+        if self._tick_s <= now_s:
+            self._tick_s = now_s + TICK_S
+            for child in self._family.children:
+                if child.is_ready and child.is_stalled(now_s):
+                    self._kill(child, f"has not worked for {STALL_S:.0f} s")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _terminate(self, number: signal.Signals) -> None:
+        """Begin the graceful shutdown; the last of ``max_sigterms_to_die`` ends everything at once."""
+        service = self._config.service
+        most = service.max_sigterms_to_die
+        self._terminations += 1
+        if self._terminations > 1:
+            self._logger.info(f"got {number.name} again ({self._terminations} of {most})", context="master")
+        if self._terminations >= most:
+            self._logger.error("exiting at once", context="master")
+            self._status = EXIT_NOW
+            self._move(Phase.ENDED)
+        elif self._phase < Phase.DRAINING:
+            self._logger.info(f"got {number.name}: draining", context="master")
+            self._move(Phase.DRAINING)
+            # The workers close theirs: from then on the kernel refuses, rather than queues, clients.
+            for listener in self._listeners:
+                listener.close()
+            for worker in self._family.workers:
+                worker.link.send(Drain())
+            if service.graceful_shutdown_timeout_ms:
+                self._deadline_s = time.monotonic() + service.graceful_shutdown_timeout_ms / 1000
+            if not self._family.workers:
+                self._end_broker()
+
+    def _end_broker(self) -> None:
+        """No worker lives: the broker ends at the EOF of its control channel."""
+        self._move(Phase.ENDING)
+        broker = self._family.get(BROKER)
+        if broker is None:
+            self._move(Phase.ENDED)
+            return
+        broker.link.close()
+        self._deadline_s = time.monotonic() + BROKER_END_S
+
+    def _give_up(self) -> None:
+        """A deadline passed: of the drain, or of the broker's end."""
+        if self._phase == Phase.DRAINING:
+            self._logger.error("graceful_shutdown_timeout_ms passed: exiting", context="master")
+            self._status = EXIT_DRAIN_TIMEOUT
+        self._move(Phase.ENDED)
