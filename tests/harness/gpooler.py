@@ -78,9 +78,10 @@ class Gpooler:
         config: Config | None = None,
         text: str | None = None,
         environment: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
         self.host = "127.0.0.1"
-        self.port = free_port()
+        self.port = port or free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="gpooler-test-"))
         self.config_file = self.directory / "config.toml"
         self.log_file = self.directory / "log"

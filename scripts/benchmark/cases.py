@@ -1,0 +1,217 @@
+"""What is measured. A case runs against a target and returns named numbers."""
+
+import math
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from scripts.benchmark.contenders import Target
+from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
+from tests.harness import PASSWORD, Postgres, RawClient, find_program
+
+Numbers = dict[str, float]
+CLIENTS_PER_ADDRESS: Final = 5_000  # a source address has some 28,000 ports
+RESULT_MB: Final = 1
+
+
+class Unmeasured(Exception):
+    """The target could not do what the case asks; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long and how much."""
+
+    seconds: float
+    scale: int  # of pgbench's tables
+    logins: int
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the table."""
+
+    name: str
+    run: Callable[[Target, Effort], Numbers]
+    with_md5: bool = False
+    needs_pooler: bool = False
+
+
+@dataclass(slots=True)
+class _Cost:
+    """The time and the pooler's CPU between entering and leaving."""
+
+    target: Target
+    seconds: float = 0.0
+    cpu: float = 0.0
+    _began: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def __enter__(self) -> "_Cost":
+        self._began = (time.perf_counter(), cpu_us(self.target.pids))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._began[0]
+        self.cpu = cpu_us(self.target.pids) - self._began[1] if self.target.pids else math.nan
+
+
+def prepare(postgres: Postgres, effort: Effort) -> None:
+    """Make the tables that the cases read and write."""
+    run_program(
+        "pgbench", "--initialize", "--quiet", f"--scale={effort.scale}", "--unlogged-tables", postgres.dsn()
+    )
+    postgres.query(
+        "CREATE UNLOGGED TABLE copied (LIKE pgbench_accounts); "
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC; ANALYZE",
+        dbname="app",
+    )
+
+
+def run_program(name: str, *arguments: str, timeout: float = 600, stdin: Path | None = None) -> str:
+    """Standard output of a client program; raises Unmeasured when it fails or hangs."""
+    command = [find_program(name), *arguments]
+    with ExitStack() as stack:
+        source = stack.enter_context(stdin.open("rb")) if stdin else subprocess.DEVNULL
+        try:
+            done = subprocess.run(command, stdin=source, capture_output=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired:
+            raise Unmeasured(f"{name} hung") from None
+    if done.returncode:
+        raise Unmeasured(f"{name}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return done.stdout.decode(errors="replace")
+
+
+def pgbench(target: Target, effort: Effort, clients: int, *options: str, sampled: float = 0.1) -> Numbers:
+    """Run pgbench after a short warm-up: tps, latencies, the pooler's CPU a transaction."""
+    common = ["--no-vacuum", f"--client={clients}", f"--jobs={min(clients, 2)}", *options, target.dsn]
+    patience = effort.seconds + 20
+    run_program("pgbench", "--time=1", *common, timeout=patience)
+    with tempfile.TemporaryDirectory(prefix="gpooler-bench-log-") as directory:
+        log = ["--log", f"--log-prefix={directory}/pgbench_log", f"--sampling-rate={sampled}"]
+        messages = target.broker_messages()
+        with _Cost(target) as cost:
+            output = run_program("pgbench", f"--time={effort.seconds:g}", *log, *common, timeout=patience)
+        latencies = latencies_us(Path(directory))
+    lines = output.splitlines()
+    done = next(int(line.split(":")[1].split("/")[0]) for line in lines if "actually processed" in line)
+    tps = next(float(line.split("=")[1].split()[0]) for line in lines if line.startswith("tps ="))
+    numbers = {
+        "tps": tps,
+        "p50_us": percentile(latencies, 0.5),
+        "p99_us": percentile(latencies, 0.99),
+        "cpu_us_per_tx": cost.cpu / done,
+    }
+    after = target.broker_messages()
+    if messages is not None and after is not None:
+        numbers["broker_messages_per_1000_tx"] = (after - messages) * 1000 / done
+    return numbers
+
+
+def selects(mode: str, clients: int) -> Case:
+    """Select-only transactions in one of pgbench's protocol modes."""
+    return Case(
+        f"select-{mode}-{clients}",
+        lambda target, effort: pgbench(target, effort, clients, "--select-only", f"--protocol={mode}"),
+    )
+
+
+def tpcb(target: Target, effort: Effort) -> Numbers:
+    """Seven statements a transaction, on rows that clients fight for."""
+    return pgbench(target, effort, 50, sampled=1.0)
+
+
+def churn(target: Target, effort: Effort) -> Numbers:
+    """A connection for every transaction."""
+    return pgbench(target, effort, 8, "--select-only", "--connect", sampled=1.0)
+
+
+def logins(target: Target, effort: Effort) -> Numbers:
+    """Nothing but logins, one after the other."""
+    login(target).terminate()
+    with _Cost(target) as cost:
+        for _ in range(effort.logins):
+            login(target).terminate()
+    return {"logins_per_s": effort.logins / cost.seconds, "cpu_us_per_login": cost.cpu / effort.logins}
+
+
+def login(target: Target, source: str | None = None) -> RawClient:
+    """A client that has logged in."""
+    client = RawClient(target.port, timeout=30, source=source)
+    return client.login(target.user, password=PASSWORD)
+
+
+def results(target: Target, effort: Effort) -> Numbers:
+    """Rows of one megabyte, made without work for PostgreSQL."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(f"SELECT repeat('x', {RESULT_MB << 20});\n")
+        script.flush()
+        numbers = pgbench(target, effort, 4, f"--file={script.name}", sampled=1.0)
+    return {
+        "mb_per_s": numbers["tps"] * RESULT_MB,
+        "cpu_us_per_mb": numbers["cpu_us_per_tx"] / RESULT_MB,
+        "p99_us": numbers["p99_us"],
+    }
+
+
+def copy_out(target: Target, effort: Effort) -> Numbers:
+    """The accounts table to the client, about 97 bytes a row."""
+    command = ["COPY pgbench_accounts TO STDOUT"] * effort.copies
+    with tempfile.NamedTemporaryFile() as file, _Cost(target) as cost:
+        for statement in command:
+            run_program("psql", "-Xqc", statement, "-o", file.name, target.dsn)
+        size = Path(file.name).stat().st_size
+    return _volume(size * effort.copies, cost)
+
+
+def copy_in(target: Target, effort: Effort) -> Numbers:
+    """The same rows back, into a table without an index."""
+    with tempfile.NamedTemporaryFile() as file:
+        run_program("psql", "-Xqc", "COPY pgbench_accounts TO STDOUT", "-o", file.name, target.dsn)
+        size = Path(file.name).stat().st_size
+        with _Cost(target) as cost:
+            for _ in range(effort.copies):
+                run_program("psql", "-Xqc", "COPY copied FROM STDIN", target.dsn, stdin=Path(file.name))
+    run_program("psql", "-Xqc", "TRUNCATE copied", target.dsn)
+    return _volume(size * effort.copies, cost)
+
+
+def _volume(size: int, cost: _Cost) -> Numbers:
+    megabytes = size / (1 << 20)
+    return {"mb_per_s": megabytes / cost.seconds, "cpu_us_per_mb": cost.cpu / megabytes}
+
+
+def idle(count: int) -> Case:
+    """Memory of clients that have logged in, run one query and do nothing."""
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        with ExitStack() as stack:
+            # whatever a pooler makes at first use is not to count
+            first = [stack.enter_context(login(target)) for _ in range(50)]
+            for client in first:
+                client.query("SELECT 1")
+            before = pss_bytes(target.pids)
+            for number in range(count):
+                source = f"127.0.0.{2 + number // CLIENTS_PER_ADDRESS}"
+                stack.enter_context(login(target, source)).query("SELECT 1")
+            return {"bytes_per_client": (pss_bytes(target.pids) - before) / count}
+
+    return Case(f"idle-{count}", run, needs_pooler=True)
+
+
+CASES: Final = (
+    *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
+    Case("tpcb-50", tpcb),
+    Case("churn-md5", churn, with_md5=True),
+    Case("login-md5", logins, with_md5=True),
+    Case("result-1mb", results),
+    Case("copy-out", copy_out),
+    Case("copy-in", copy_in),
+    idle(2_000),
+    idle(10_000),
+)

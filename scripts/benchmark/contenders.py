@@ -1,0 +1,122 @@
+"""Who is measured: a direct connection, PgBouncer and gpooler, each with a transaction pool of 20."""
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
+from tests.harness.tools import unprivileged_account
+
+POOL_SIZE: Final = 20
+MANY: Final = 20_000  # no limit on clients is to be in the way
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something running that speaks PostgreSQL's protocol."""
+
+    port: int
+    user: str
+    pids: tuple[int, ...] = ()  # of the pooler; empty for a direct connection
+    broker_messages: Callable[[], int | None] = lambda: None
+
+    @property
+    def dsn(self) -> str:
+        """How pgbench and psql reach it."""
+        return psycopg.conninfo.make_conninfo(
+            host="127.0.0.1",
+            port=self.port,
+            user=self.user,
+            dbname="app",
+            password=PASSWORD,
+            sslmode="disable",
+        )
+
+
+# Starts a contender for one measurement; with the flag, its clients log in with md5 passwords.
+Contender = Callable[[Postgres, bool], AbstractContextManager[Target]]
+
+
+@contextmanager
+def direct(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
+    """PostgreSQL itself."""
+    yield Target(postgres.port, "md5_user" if with_md5 else "trust_user")
+
+
+def pgbouncer(binary: str) -> Contender:
+    """PgBouncer at its defaults, but for the pool and the number of clients."""
+
+    @contextmanager
+    def running(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
+        account = unprivileged_account()
+        with tempfile.TemporaryDirectory(prefix="gpooler-bench-") as name:
+            directory = Path(name)
+            port = free_port()
+            (directory / "users").write_text(f'"md5_user" "{PASSWORD}"\n"trust_user" "{PASSWORD}"\n')
+            (directory / "config").write_text(
+                f"""\
+[databases]
+app = host={postgres.host} port={postgres.port} user=trust_user
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = {"md5" if with_md5 else "trust"}
+auth_file = {directory}/users
+pool_mode = transaction
+default_pool_size = {POOL_SIZE}
+max_client_conn = {MANY}
+logfile = {directory}/log
+"""
+            )
+            switch = {}
+            if account is not None:
+                for path in (directory, *directory.iterdir()):
+                    os.chown(path, account.uid, account.gid)
+                switch = {"user": account.uid, "group": account.gid, "extra_groups": ()}
+            process = subprocess.Popen([binary, "-q", str(directory / "config")], cwd=directory, **switch)
+            target = Target(port, "md5_user" if with_md5 else "trust_user", (process.pid,))
+            try:
+                eventually(lambda: process.poll() is not None or answers(target), within=10)
+                if process.poll() is not None:
+                    raise RuntimeError(f"PgBouncer ended with status {process.returncode}")
+                yield target
+            finally:
+                process.terminate()
+                process.wait()
+
+    return running
+
+
+@contextmanager
+def gpooler(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
+    """Our pooler at its defaults, with one worker."""
+    rule = {"pool_size": POOL_SIZE}
+    if with_md5:
+        rule |= {"authentication": "md5", "password": PASSWORD}
+    log_format = {"logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m"}}
+    with Gpooler(postgres, rule=rule, config=log_format) as pooler:
+
+        def broker_messages() -> int | None:
+            found = re.findall(r"broker[_ ]messages[= ](\d+)", pooler.log())
+            return int(found[-1]) if found else None
+
+        pids = tuple(process.pid for process in pooler.processes())
+        yield Target(pooler.port, "md5_user" if with_md5 else "trust_user", pids, broker_messages)
+
+
+def answers(target: Target) -> bool:
+    """Whether a query gets through."""
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(target.dsn) as connection:
+        connection.execute("SELECT 1")
+        return True
+    return False
