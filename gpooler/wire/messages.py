@@ -175,24 +175,37 @@ def terminate() -> bytes:
 # --- taking a stream apart --------------------------------------------------------------------
 
 
+def take_message(
+    buffer: bytes, offset: int = 0, limit: int = MAX_LOGIN_MESSAGE_LENGTH
+) -> tuple[bytes, bytes, int] | None:
+    """Type and body of the message a server sent at ``offset``, and the offset behind it.
+
+    None while it is incomplete. A length under 4 or above ``limit`` (it counts itself) raises
+    ``ServerProtocol`` as soon as it is seen.
+    """
+    if len(buffer) - offset < _HEADER_LENGTH:
+        return None
+    kind, length = _HEADER.unpack_from(buffer, offset)
+    if not 4 <= length <= limit:
+        raise ServerProtocol(cause=f"message type {kind!r} has a length of {length}")
+    end = offset + 1 + length
+    if len(buffer) < end:
+        return None
+    return kind, buffer[offset + _HEADER_LENGTH : end], end
+
+
 def split_messages(
     buffer: bytes, limit: int = MAX_LOGIN_MESSAGE_LENGTH
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Cuts what a server sent into complete (type, body) pairs and the rest, which is incomplete.
 
-    A length under 4 or above ``limit`` (it counts itself) raises ``ServerProtocol``, as soon as it is seen.
+    Raises as ``take_message``.
     """
     messages: list[tuple[bytes, bytes]] = []
     offset = 0
-    end = len(buffer)
-    while end - offset >= _HEADER_LENGTH:
-        kind, length = _HEADER.unpack_from(buffer, offset)
-        if not 4 <= length <= limit:
-            raise ServerProtocol(cause=f"message type {kind!r} has a length of {length}")
-        if end - offset < length + 1:
-            break
-        messages.append((kind, buffer[offset + _HEADER_LENGTH : offset + 1 + length]))
-        offset += 1 + length
+    while (taken := take_message(buffer, offset, limit)) is not None:
+        kind, body, offset = taken
+        messages.append((kind, body))
     return messages, buffer[offset:]
 
 

@@ -1,0 +1,207 @@
+"""A client proves who it is: one object per method, messages in, messages out.
+
+``challenge`` is sent first, then every password message goes to ``answer`` until one of them returns
+``Done``. Whoever fails, for whatever cause, gets the same ``AuthenticationFailed`` after the same number of
+messages. Section "Start-up" of the protocol documentation; the method is chosen as PostgreSQL's
+``CheckPWChallengeAuth`` does.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from gpooler.auth import md5, scram
+from gpooler.auth.scram import ScramKeys, ScramServer, Verifier
+from gpooler.auth.secrets import Secret, SecretKind
+from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
+from gpooler.wire import messages
+from gpooler.wire.text import encode
+
+NONE: Final = "none"
+CLEAR_TEXT: Final = "clear_text"
+MD5: Final = "md5"
+SCRAM_SHA_256: Final = "scram-sha-256"
+
+NO_PASSWORD: Final = "no password is known for this user"
+WRONG_PASSWORD: Final = "wrong password"
+_UNKNOWN_MD5: Final = md5.PREFIX + b"0" * 32
+_NO_KEY: Final = bytes(scram.KEY_LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The client is who it says. ``messages`` are to be sent, AuthenticationOk is the last of them."""
+
+    messages: bytes
+    password: bytes | None = field(default=None, repr=False)  # clear text, where the client sent it
+    keys: ScramKeys | None = None  # from a SCRAM exchange: log in to servers with the same verifier
+
+
+class Exchange(Protocol):
+    """One login of one client."""
+
+    def challenge(self) -> bytes | Done:
+        """What to send first; ``Done`` when the method asks for nothing."""
+
+    def answer(self, body: bytes) -> bytes | Done:
+        """What to send after a password message (its body), or ``Done``.
+
+        Raises ``AuthenticationFailed`` or ``ProtocolViolation``; the connection is to be closed then.
+        """
+
+
+def begin(
+    method: str,
+    user: str,
+    secret: Secret | None,
+    mock_key: bytes,
+    *,
+    salt_name: str | None = None,
+    unknown_cause: str = NO_PASSWORD,
+) -> Exchange:
+    """The exchange for ``method``, one of the names of the option ``authentication``.
+
+    ``secret`` None means a user without one: the exchange runs as for any other and fails with
+    ``unknown_cause`` in the log. ``mock_key`` are random bytes, the same in all workers. With ``md5`` a user
+    whose secret is a SCRAM verifier does SCRAM, as in PostgreSQL.
+
+    ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
+    given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
+    Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
+    """
+    salt_name = user if salt_name is None else salt_name
+    if method == MD5:
+        if secret is None or secret.kind is not SecretKind.SCRAM:
+            return _Md5Exchange(user, secret, unknown_cause)
+        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
+    if method == SCRAM_SHA_256:
+        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
+    if method == NONE:
+        return _NoExchange()
+    if method == CLEAR_TEXT:
+        return _ClearTextExchange(user, secret, unknown_cause)
+    raise ConfigurationError(f'authentication "{method}" cannot be used with a password')
+
+
+class _NoExchange:
+    """``none``: everybody is believed."""
+
+    __slots__ = ()
+
+    def challenge(self) -> bytes | Done:
+        return Done(messages.authentication_ok())
+
+    def answer(self, body: bytes) -> bytes | Done:
+        raise ProtocolViolation("unexpected password message")
+
+
+class _ClearTextExchange:
+    """``clear_text``."""
+
+    __slots__ = ("_secret", "_unknown_cause", "_user")
+
+    def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
+        self._user = user
+        self._secret = secret
+        self._unknown_cause = unknown_cause
+
+    def challenge(self) -> bytes | Done:
+        return messages.authentication_cleartext_password()
+
+    def answer(self, body: bytes) -> bytes | Done:
+        password = _password(body, self._user)
+        if self._secret is None:
+            raise AuthenticationFailed(self._user, cause=self._unknown_cause)
+        if not self._secret.is_password(encode(self._user), password):
+            raise AuthenticationFailed(self._user, cause=WRONG_PASSWORD)
+        return Done(messages.authentication_ok(), password=password)
+
+
+class _Md5Exchange:
+    """``md5`` with a plain or an MD5 secret."""
+
+    __slots__ = ("_cause", "_salt", "_stored", "_user")
+
+    def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
+        self._user = user
+        self._salt = os.urandom(md5.SALT_LENGTH)
+        stored = None if secret is None else secret.md5_hash(encode(user))
+        self._stored = _UNKNOWN_MD5 if stored is None else stored
+        self._cause = unknown_cause if stored is None else ""
+
+    def challenge(self) -> bytes | Done:
+        return messages.authentication_md5_password(self._salt)
+
+    def answer(self, body: bytes) -> bytes | Done:
+        is_right = md5.is_response_right(_password(body, self._user), self._stored, self._salt)
+        if not is_right or self._cause:
+            raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
+        return Done(messages.authentication_ok())
+
+
+class _ScramExchange:
+    """``scram-sha-256`` with a plain secret or a verifier."""
+
+    __slots__ = ("_cause", "_has_mechanism", "_has_sent_salt", "_server", "_user", "_verifier")
+
+    def __init__(
+        self, user: str, secret: Secret | None, mock_key: bytes, salt_name: str, unknown_cause: str
+    ) -> None:
+        self._user = user
+        salt = scram.derived_salt(mock_key, encode(salt_name))
+        verifier = None if secret is None else secret.verifier(salt)
+        self._cause = ""
+        if verifier is None:
+            self._cause = unknown_cause if secret is None else "an MD5 hash cannot serve SCRAM"
+            verifier = Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY)
+        self._verifier = verifier
+        self._server = ScramServer(verifier, is_doomed=bool(self._cause))
+        self._has_mechanism = False
+        self._has_sent_salt = False
+
+    def challenge(self) -> bytes | Done:
+        return messages.authentication_sasl([scram.MECHANISM])
+
+    def answer(self, body: bytes) -> bytes | Done:
+        if len(body) > scram.MAX_MESSAGE_LENGTH:
+            raise ProtocolViolation("invalid message length", cause=f"SASL message of {len(body)} bytes")
+        if not self._has_mechanism:
+            self._has_mechanism = True
+            initial = _initial_response(body)
+            if initial is None:  # a client may wait for an empty challenge (RFC 4422, section 3)
+                return messages.authentication_sasl_continue(b"")
+            body = initial
+        if not self._has_sent_salt:
+            self._has_sent_salt = True
+            return messages.authentication_sasl_continue(self._server.first(body))
+        final = self._server.final(body)
+        if final is None:
+            raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
+        return Done(
+            messages.authentication_sasl_final(final) + messages.authentication_ok(),
+            keys=ScramKeys(self._server.client_key, self._verifier.server_key),
+        )
+
+
+def _password(body: bytes, user: str) -> bytes:
+    """What a PasswordMessage holds."""
+    if body.find(b"\0") != len(body) - 1 or not body:
+        raise ProtocolViolation("invalid password packet size")
+    if len(body) == 1:
+        raise AuthenticationFailed(user, cause="empty password")
+    return body[:-1]
+
+
+def _initial_response(body: bytes) -> bytes | None:
+    """The client-first-message of a SASLInitialResponse, None when there is none in it."""
+    mechanism, separator, rest = body.partition(b"\0")
+    if not separator or len(rest) < 4:
+        raise ProtocolViolation("malformed SASLInitialResponse")
+    if mechanism != scram.MECHANISM:
+        raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
+    length = int.from_bytes(rest[:4], "big", signed=True)
+    if length == -1 and len(rest) == 4:
+        return None
+    if length != len(rest) - 4:
+        raise ProtocolViolation("malformed SASLInitialResponse")
+    return rest[4:]

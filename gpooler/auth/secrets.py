@@ -1,0 +1,90 @@
+"""A password as it stands in the configuration: plain, an MD5 hash or a SCRAM verifier.
+
+Made once for a rule and kept, because it remembers what is expensive to derive: a login must not cost PBKDF2.
+"""
+
+import hmac
+from enum import IntEnum
+from typing import Final
+
+from gpooler.auth import md5
+from gpooler.auth.scram import ScramKeys, Verifier, derive_keys
+from gpooler.wire.text import encode
+
+# Derived keys kept for one secret, one per salt: the rule's own, and those of the servers it logs in to.
+# Beyond it all are dropped and derived anew, so that changing salts cannot fill the memory.
+MAX_CACHED: Final = 64
+
+
+class SecretKind(IntEnum):
+    """What a secret is stored as."""
+
+    PLAIN = 0
+    MD5 = 1
+    SCRAM = 2
+
+
+class Secret:
+    """One secret. Its text never appears in a ``repr``."""
+
+    __slots__ = ("_keys", "_text", "_verifier", "_verifiers", "kind")
+
+    def __init__(self, text: str) -> None:
+        """Tells the kinds apart as PostgreSQL does (``get_password_type``): what is no hash is plain."""
+        self._text = encode(text)
+        self._verifier = Verifier.parse(text)
+        self._verifiers: dict[bytes, Verifier] = {}
+        self._keys: dict[tuple[bytes, int], ScramKeys] = {}
+        if self._verifier is not None:
+            self.kind = SecretKind.SCRAM
+        elif md5.is_hash(self._text):
+            self.kind = SecretKind.MD5
+        else:
+            self.kind = SecretKind.PLAIN
+
+    def __repr__(self) -> str:
+        return f"<Secret {self.kind.name.lower()}>"
+
+    @property
+    def plain(self) -> bytes | None:
+        """The password itself, None when only a hash is known."""
+        return self._text if self.kind is SecretKind.PLAIN else None
+
+    def md5_hash(self, user: bytes) -> bytes | None:
+        """``md5…`` for MD5 authentication of ``user``; None for a SCRAM verifier, which cannot serve it."""
+        if self.kind is SecretKind.PLAIN:
+            return md5.hash_password(self._text, user)
+        return self._text if self.kind is SecretKind.MD5 else None
+
+    def verifier(self, salt: bytes) -> Verifier | None:
+        """The verifier for SCRAM; None for an MD5 hash.
+
+        ``salt`` is for a plain password, whose verifier is derived once a salt.
+        """
+        if self.kind is not SecretKind.PLAIN:
+            return self._verifier
+        verifier = self._verifiers.get(salt)
+        if verifier is None:
+            if len(self._verifiers) >= MAX_CACHED:
+                self._verifiers.clear()
+            verifier = self._verifiers[salt] = Verifier.build(self._text, salt)
+        return verifier
+
+    def keys(self, salt: bytes, iterations: int) -> ScramKeys | None:
+        """Keys to log in to a server with; None when only a hash is known. Derived once a salt."""
+        if self.kind is not SecretKind.PLAIN:
+            return None
+        found = self._keys.get((salt, iterations))
+        if found is None:
+            if len(self._keys) >= MAX_CACHED:
+                self._keys.clear()
+            found = self._keys[salt, iterations] = derive_keys(self._text, salt, iterations)
+        return found
+
+    def is_password(self, user: bytes, password: bytes) -> bool:
+        """Whether a clear-text password is right. Constant time; costs PBKDF2 with a SCRAM verifier."""
+        if self._verifier is not None:
+            return self._verifier.is_password(password)
+        if self.kind is SecretKind.MD5:
+            return hmac.compare_digest(md5.hash_password(password, user), self._text)
+        return hmac.compare_digest(password, self._text)
