@@ -1,0 +1,129 @@
+"""From a configuration file to a running arbiter: load, log, bind, pid file, limits."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+import setproctitle
+
+from gpooler import __version__
+from gpooler.config.effective import effective
+from gpooler.config.load import ConfigError, Loaded, load
+from gpooler.config.model import Config
+from gpooler.errors import ConfigurationError
+from gpooler.log import Logger, LogSettings
+from gpooler.logs.direct import DirectLog, open_direct
+from gpooler.net.listen import Listener, ListenSpec, bind_listeners, tcp_options
+from gpooler.process.arbiter import Arbiter, EntryPoints
+from gpooler.process.context import EXIT_BOOT
+from gpooler.process.pidfile import PidFile
+
+EXIT_CONFIG: Final = 1  # as `gpooler check`
+DEBUG_VARIABLE: Final = "GPOOLER_DEBUG"
+
+
+def launch(config_path: Path, entries: EntryPoints) -> int:
+    """Run gpooler with the configuration in ``config_path`` until it ends; returns the exit status.
+
+    EXIT_CONFIG with every problem on standard error, EXIT_BOOT when something cannot be bound or locked.
+    """
+    try:
+        loaded = load(config_path)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    setproctitle.setproctitle("gpooler: master")
+    settings = log_settings(loaded.config)
+    log = open_direct(settings)
+    try:
+        return _launch(loaded, settings, log, entries)
+    finally:
+        log.close()
+
+
+def log_settings(config: Config) -> LogSettings:
+    """What ``[logging]`` says about lines and where they go."""
+    logging = config.logging
+    return LogSettings(
+        format=logging.log_format,
+        file=logging.log_file,
+        is_stdout=logging.log_to_stdout,
+        is_syslog=logging.log_syslog,
+        syslog_ident=logging.log_syslog_ident,
+        syslog_facility=logging.log_syslog_facility,
+        is_async=logging.log_async,
+        queue_depth=logging.log_queue_depth,
+        is_debug=logging.log_debug,
+    )
+
+
+def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: EntryPoints) -> int:
+    config = loaded.config
+    logger = log.logger
+    logger.info(f"gpooler {__version__} starts", context="master")
+    for warning in loaded.warnings:
+        logger.info(f"warning: {warning}", context="config")
+    if config.logging.log_config:
+        for line in effective(config).splitlines():
+            logger.info(line, context="config")
+    _raise_descriptor_limit(logger)
+    listeners: list[Listener] = []
+    pid_file: PidFile | None = None
+    try:
+        listeners = _bind(config)
+        pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        status = Arbiter(
+            config,
+            workers=config.performance.worker_count(len(os.sched_getaffinity(0))),
+            listeners=listeners,
+            log=log,
+            log_settings=settings,
+            entries=entries,
+            pid_file=pid_file,
+            is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
+        ).run()
+    except ConfigurationError as error:
+        logger.fatal(error.log_text(), context="master")
+        return EXIT_BOOT
+    finally:
+        for listener in listeners:
+            listener.close()
+        if pid_file is not None:
+            pid_file.release()
+    logger.info(f"gpooler ends with status {status}", context="master")
+    return status
+
+
+def _bind(config: Config) -> list[Listener]:
+    """The listeners of the configuration. Raises ConfigurationError."""
+    service, performance = config.service, config.performance
+    return bind_listeners(
+        [
+            ListenSpec(index, listen.host, listen.port, listen.backlog)
+            for index, listen in enumerate(config.listen)
+        ],
+        unix_socket_dir=service.unix_socket_dir,
+        unix_socket_mode=service.unix_socket_mode,
+        is_reuseport=service.bindwith_reuseport,
+        options=tcp_options(
+            is_nodelay=performance.nodelay,
+            keepalive_s=performance.keepalive,
+            interval_s=performance.keepalive_keep_interval,
+            probes=performance.keepalive_probes,
+            user_timeout_ms=performance.keepalive_usr_timeout,
+        ),
+    )
+
+
+def _raise_descriptor_limit(logger: Logger) -> None:
+    """A pooler needs a descriptor for every client and server: take all that the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        logger.error(f"could not raise the limit of open files above {soft}: {error}", context="master")
