@@ -1,9 +1,9 @@
 """What a worker and the broker say to each other: one dataclass a message, one datagram each.
 
-The channel's first message is the worker's ``Hello``; then its report (``ReportRoute``,
-``RouteParameters``, ``ReportSlot``, ``ReportServer``, closed by ``ReportEnd``), also when there is nothing to
-report; then anything. A slot is named by (route_id, slot, generation); what names an old generation is
-a no-op. A generation ends when the slot changes hands or becomes free.
+The channel's first message is the worker's ``Hello``; then its report (``ReportRoute``, ``RouteParameters``,
+``ReportSlot``, ``ReportServer``, closed by ``ReportEnd``), also when there is nothing to report; then anything.
+A slot is named by (route_id, slot, generation); what names an old generation is a no-op. A generation
+ends when the slot changes hands or becomes free.
 
 The life of a lease, seen from the worker:
 
@@ -14,11 +14,11 @@ The life of a lease, seen from the worker:
   is closed: ``Closing``, ``Closed``.
 - A server that PostgreSQL ended: ``Closed``. One that we end: leave epoll, Terminate, shut the sending half
   down, ``Closing``; at EOF ``Closed``.
-- ``Recall`` → exactly one ``RecallAnswer(now, later)``, now + later ≤ count, and for each promised server one
-  ``Returned`` (the worker has left it alone and closes its descriptor without a shutdown) or, for TLS
-  servers and evictions, one ``Closing``; both carry the recall's id, in any order with the answer. Any
-  server that ends while a promise is open may count for it. What cannot be kept because the servers are
-  gone is dropped silently: the broker never waits for more than the leases a worker has.
+- ``Recall`` → exactly one ``RecallAnswer(now, later)``: the worker owes now + later ≤ count more servers,
+  never more than it has. Each leaves by ``Returned`` (the worker has let go of it and closes its descriptor
+  without a shutdown) or, if it is a TLS server or the recall an eviction, by ``Closing``. Whatever leaves a
+  worker counts for what it owes, also when it leaves for another reason: a ``Returned`` for plain recalls, a
+  ``Closing`` or a ``Closed`` without one for evictions first. A new broker is owed nothing.
 
 All times are microseconds of the monotonic clock. The channel is DESIGN §2, the leases are §3.
 """
@@ -206,7 +206,6 @@ class Returned:
     slot: int
     generation: int
     state: ServerState
-    recall_id: int  # 0: of its own will (it drains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +227,6 @@ class Closing:
     route_id: int
     slot: int
     generation: int
-    recall_id: int  # 0: not because of a recall
 
 
 @dataclass(frozen=True, slots=True)

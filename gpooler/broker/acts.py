@@ -1,0 +1,58 @@
+"""What the ledger wants done. The service does it; the ledger does not ask how it went, except for Bury.
+
+The service holds one duplicate descriptor for each slot name.
+"""
+
+from dataclasses import dataclass
+
+from gpooler.broker.messages import BrokerMessage, WorkerId
+from gpooler.broker.slots import SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send ``message``; with the descriptor of ``slot`` unless that is None."""
+
+    worker: WorkerId
+    message: BrokerMessage
+    slot: SlotName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the descriptor that came with the message just handled."""
+
+    slot: SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Close the descriptor: its server is gone."""
+
+    slot: SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Cancel what the server runs, shut it down, wait for EOF, then call ``Ledger.gone``.
+
+    The descriptor stays until the Release that follows.
+    """
+
+    slot: SlotName
+    generation: int
+    endpoint: str
+    pid: int  # 0: in login, there is nothing to cancel
+    secret_hex: str
+    timeout_us: int  # after that it is worth a line in the log; the slot stays taken
+
+
+@dataclass(frozen=True, slots=True)
+class Complain:
+    """The worker broke the protocol: have it ended."""
+
+    worker: WorkerId
+    text: str
+
+
+Act = Send | Hold | Release | Bury | Complain
