@@ -15,6 +15,7 @@ from gpooler.config.rule import RuleBody
 from gpooler.config.storage import parse_endpoints, socket_path
 from gpooler.config.words import (
     Authentication,
+    ConnectionType,
     Pool,
     PoolRouting,
     StorageType,
@@ -239,6 +240,8 @@ def warnings(document: Document) -> Iterator[Finding]:
         elif rule.min_pool_size and is_open:
             text = "is not applied where only the client says which database and user"
             yield Finding((*path, "min_pool_size"), text)
+        if rule.connection_type is ConnectionType.LOCAL and rule.address is not None:
+            yield Finding((*path, "address"), "never matches: a client of a Unix socket has no address")
         if rule.pool_pin_on_listen:
             yield Finding((*path, "pool_pin_on_listen"), "is so in any case")
 

@@ -25,6 +25,7 @@ class Reload(StrEnum):
 
 
 UNSET: Final = object()
+REMOVE_IT: Final = "remove it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def ignored(default: Any, help: str, why: str) -> Any:
 
 
 def not_built(
-    inert: Any, help: str, advice: str = "remove it", *, odyssey: Any = UNSET, reload: Reload = Reload.RELOAD
+    inert: Any, help: str, advice: str = REMOVE_IT, *, odyssey: Any = UNSET, reload: Reload = Reload.RELOAD
 ) -> Any:
     """An option whose every value but ``inert`` is refused; ``odyssey`` is what its default will be."""
     return _field(inert, About(help, Status.NOT_BUILT, advice, odyssey, "", reload, UNSET, UNSET))

@@ -80,7 +80,7 @@ CANCELS_PER_WORKER = 2
 STACK_PAGES_LEAST = 4
 DEPRECATED = "deprecated in Odyssey"
 NO_EFFECT = "gpooler has nothing it could mean for"
-TLS_ADVICE = 'TLS is not built yet: leave "tls" at "disable"'
+TLS_ADVICE = 'leave "tls" at "disable"'
 HOSTS_ADVICE = "a storage has one host"
 PROMETHEUS_ADVICE = "use statsd"
 

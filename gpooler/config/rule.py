@@ -31,7 +31,6 @@ from gpooler.config.words import Authentication, ConnectionType, Pool, PoolRouti
 KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
 PROBES_MOST = 127  # and more TCP_KEEPCNT
 USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
-ROLE_ADVICE = "the console is not built yet: remove it"
 AUTH_QUERY_ADVICE = 'give the secret with "password"'
 LDAP_ADVICE = 'give the secret with "password"'
 
@@ -113,7 +112,7 @@ class RuleBody(Section):
     password_passthrough: Bool = not_built(
         False, "Log in to the server with the client's clear-text password.", 'use "storage_password"'
     )
-    role: Annotated[Role | None, OneOf(Role)] = not_built(None, "Rights in the console.", ROLE_ADVICE)
+    role: Annotated[Role | None, OneOf(Role)] = not_built(None, "Rights in the console.")
 
     # clients
     client_max: OptionalPositive = option(

@@ -79,6 +79,10 @@ class Kind:
         """A few words for the table of options."""
         raise NotImplementedError
 
+    def short(self) -> str:
+        """The same in a word or two, for tables."""
+        return self.describe()
+
     def known_words(self) -> tuple[str, ...]:
         """The words a value may be, where it is one of a few."""
         return ()
@@ -120,6 +124,9 @@ class Number(Kind):
             return f'a whole number of {self.unit}, or a text with a unit such as "4s"'
         return "a whole number"
 
+    def short(self) -> str:
+        return self.unit or "number"
+
 
 @dataclass(frozen=True)
 class Size(Kind):
@@ -141,6 +148,9 @@ class Size(Kind):
     def describe(self) -> str:
         return 'a number of bytes, or a text with a unit such as "750MB"'
 
+    def short(self) -> str:
+        return "bytes"
+
 
 @dataclass(frozen=True)
 class YesNo(Kind):
@@ -155,6 +165,9 @@ class YesNo(Kind):
 
     def describe(self) -> str:
         return 'true or false (or "yes", "no")'
+
+    def short(self) -> str:
+        return "boolean"
 
 
 def plain_text(value: Any, what: str = "a text") -> str:
@@ -230,6 +243,9 @@ class SecretText(Kind):
     def describe(self) -> str:
         return 'text, { file = "…" } or { env = "…" }'
 
+    def short(self) -> str:
+        return "secret"
+
 
 @dataclass(frozen=True)
 class OneOf(Kind):
@@ -249,6 +265,9 @@ class OneOf(Kind):
     def describe(self) -> str:
         return "one of " + ", ".join(f'"{word}"' for word in self.words)
 
+    def short(self) -> str:
+        return ", ".join(self.words)
+
 
 @dataclass(frozen=True)
 class TextList(Kind):
@@ -256,12 +275,15 @@ class TextList(Kind):
 
     def parse(self, value: Any) -> tuple[str, ...]:
         items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not items:
+        if not isinstance(items, list | tuple):
             raise ValueError(f"must be {self.describe()}")
         return tuple(Text().parse(item) for item in items)
 
     def describe(self) -> str:
         return "text or a list of texts"
+
+    def short(self) -> str:
+        return "texts"
 
 
 @dataclass(frozen=True)
@@ -282,6 +304,9 @@ class Quantiles(Kind):
 
     def describe(self) -> str:
         return 'a list of numbers from 0 to 1, or a text such as "0.99,0.95"'
+
+    def short(self) -> str:
+        return "numbers from 0 to 1"
 
 
 @dataclass(frozen=True)
@@ -311,6 +336,9 @@ class Parameters(Kind):
 
     def describe(self) -> str:
         return "a table of server parameters"
+
+    def short(self) -> str:
+        return "parameters"
 
     def __hash__(self) -> int:
         return hash(tuple(self.forbidden))
@@ -366,6 +394,9 @@ class Network(Kind):
     def describe(self) -> str:
         return NETWORK_HINT
 
+    def short(self) -> str:
+        return "network"
+
 
 @dataclass(frozen=True)
 class LogFormat(Kind):
@@ -384,7 +415,7 @@ class LogFormat(Kind):
         return text
 
     def describe(self) -> str:
-        return 'a template (see below) or "json"'
+        return 'a template or "json"'
 
 
 @dataclass(frozen=True)

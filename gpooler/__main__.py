@@ -1,0 +1,7 @@
+"""``python -m gpooler``."""
+
+import sys
+
+from gpooler.cli import main
+
+sys.exit(main())
