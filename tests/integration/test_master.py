@@ -22,7 +22,7 @@ PROGRAM = textwrap.dedent("""
     from gpooler.log import LogSettings
     from gpooler.logs.direct import open_direct
     from gpooler.net.listen import ListenSpec, bind_listeners
-    from gpooler.process import control
+    from gpooler.process import control, heartbeat
     from gpooler.process.arbiter import Arbiter, EntryPoints
     from gpooler.process.datagrams import receive, send
     from gpooler.process.pidfile import PidFile
@@ -43,7 +43,7 @@ PROGRAM = textwrap.dedent("""
         held = [name for name in ("listeners", "past", "counters") if getattr(context, name, None)]
         tell(event="started", role=role, pid=os.getpid(), incarnation=context.incarnation, held=held,
              fds=len(os.listdir("/proc/self/fd")))
-        context.counters.set_process(0, 1)
+        context.counters.set_process(0, role not in options.get("beats_not", ()))
         if role != "broker":
             context.counters.add_route(1, RouteWord.QUERIES, 10)
             context.counters.set_route(1, RouteWord.CLIENTS, 1)
@@ -77,6 +77,7 @@ PROGRAM = textwrap.dedent("""
         unix_socket_dir=options["directory"], unix_socket_mode=0o600,
     )
     pid_file = PidFile(options["directory"] + "/pid")
+    heartbeat.STALL_S = options.get("stall_s", heartbeat.STALL_S)
     if options.get("thread"):
         threading.Thread(target=signal.pause, daemon=True).start()
     if options.get("hub"):
