@@ -22,6 +22,7 @@ class Reason(IntEnum):
     CLIENT_CANCELLED = 9  # a cancel request met it while it waited (it stays connected)
     CLIENT_STALLED = 10  # left a message incomplete while holding a server
     SHUTDOWN = 11  # gpooler drains
+    STATEMENT_POOL = 12  # opened a transaction in a statement pool
     # servers
     SERVER_LOST = 20  # closed by PostgreSQL or by the network
     SERVER_CONNECT = 21  # could not be reached, or refused the login

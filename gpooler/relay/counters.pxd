@@ -4,7 +4,7 @@ cdef enum:
     WORDS_PER_BLOCK = 64
     ERROR_BASE = 24
 
-cdef enum process_word:
+cdef enum:  # ProcessWord
     PROCESS_HUB_BEAT = 0
     PROCESS_RELAY_BEAT = 1
     PROCESS_CLIENTS = 2
@@ -19,7 +19,7 @@ cdef enum process_word:
     PROCESS_FOLDED = 11
     PROCESS_FOLD_SEQUENCE = 12
 
-cdef enum route_word:
+cdef enum:  # RouteWord
     ROUTE_CLIENTS = 0
     ROUTE_CLIENTS_ACTIVE = 1
     ROUTE_CLIENTS_WAITING = 2

@@ -1,0 +1,310 @@
+"""The data plane: one thread without the GIL that owns every running client and server.
+
+Read this file as the design; ``engine.pyx`` is its code.
+
+Ownership. Python takes a record from a slab, fills it and posts an ADOPT command; from then on the
+relay thread alone writes it, until it raises EVENT_CLOSED (clients, servers) or EVENT_RELEASED
+(servers) for it; then Python reads what it wants to log and gives the record back. A handle is
+(generation << 32 | index): a command for an older generation is a no-op.
+
+Lists. A client or server is in exactly one list of its route, and that list is its state. Gauges in
+shared memory are the lengths of these lists.
+
+    client   idle ── a request arrives ──► waiting ── a server is free ──► active ──► idle …
+             any ──► leaving (flush a last message, then wait for its FIN) ──► closed
+    server   parked ◄─► active ──► resetting ──► parked | released | closing ──► closed
+
+Edges. Sockets are registered once, edge-triggered, for both directions (Unix sockets arm EPOLLOUT only
+while something is queued, because there it fires at each read of the peer). An edge that cannot be
+used now leaves IS_READABLE set; whoever removes the obstacle puts the connection on the ready list.
+
+Texts. The relay writes no sentence: it raises EVENT_TEXT_WANTED with a reason and Python injects the
+error. What the relay says by itself: ReadyForQuery for a lone Sync, ParameterStatus as a probe.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from gpooler.relay.io cimport Chunk, ChunkPool, Queue, iovec
+from gpooler.relay.params cimport ParamSet
+from gpooler.relay.scanner cimport Scan
+from gpooler.relay.frame cimport Frame
+from gpooler.relay.session cimport Session
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+
+cdef struct Conn
+cdef struct Client
+cdef struct Server
+cdef struct Route
+
+
+cdef enum ConnKind:
+    KIND_WAKE = 0
+    KIND_CLIENT = 1
+    KIND_SERVER = 2
+    KIND_ROUTE = 3              # routes share the event list
+
+
+cdef enum ClientState:
+    CLIENT_IDLE = 1             # no server, nothing asked
+    CLIENT_WAITING = 2          # in the queue
+    CLIENT_ACTIVE = 3           # has a server
+    CLIENT_LEAVING = 4          # gets its last bytes, or waits for Python's text
+    CLIENT_CLOSED = 5
+
+
+cdef enum ServerState:
+    SERVER_PARKED = 1
+    SERVER_ACTIVE = 2           # has a client
+    SERVER_RESETTING = 3        # its client is gone; brought back to a clean state
+    SERVER_CLOSING = 4          # told to go; PostgreSQL has not closed yet
+    SERVER_RELEASED = 5         # given up to Python for another worker
+    SERVER_CLOSED = 6
+
+
+cdef enum ConnFlag:
+    IS_READABLE = 1             # an edge came that is not consumed
+    IS_HUNG_UP = 2              # EPOLLRDHUP: read to the end even after a short read
+    IS_READY = 4                # on the ready list
+    IS_UNIX = 8
+    IS_OUT_ARMED = 16           # EPOLLOUT registered (Unix sockets only while something is queued)
+    IS_REGISTERED = 32
+
+
+cdef enum ClientFlag:
+    IN_SETUP = 1                # takes a server before it is told that it is logged in
+    IS_HELD = 2                 # set up, or waiting for Python's text: not read
+    IS_SCANNING = 4             # the current message goes through the scanner
+    IS_DROPPING = 8             # the current message goes nowhere
+    IS_SKIPPING = 16            # its request was refused: drop up to the next Sync
+    IS_HALF_CLOSED = 32         # FIN seen; may still read answers
+    IS_TERMINATED = 64          # sent Terminate while answers are owed
+    HAS_SPOKEN = 128            # sent anything to its server since attach
+    CLOSE_WHEN_SENT = 256
+    TEXT_THEN_SKIP = 512        # after Python's text drop the refused request
+    IS_BLOCKED = 1024           # statement pool: a held request waits for earlier answers
+
+
+cdef enum ServerFlag:
+    CLOSE_AT_END = 1            # never park again
+    IS_SWALLOWING = 2           # the current message is ours
+    DEPLOY_FAILED = 4
+    RESET_FAILED = 8
+    HAS_ROLLED_BACK = 16
+    HAS_DISCARDED = 32
+    SYNC_SENT = 64
+    IS_DIRTY = 128              # must be discarded before parking
+    CANCEL_ASKED = 256
+    SAID_TERMINATE = 512
+    IS_LOST = 1024
+    FATAL_SEEN = 2048           # an ErrorResponse out of place reached the client
+
+
+cdef enum PoolMode:
+    MODE_SESSION = 0
+    MODE_TRANSACTION = 1
+    MODE_STATEMENT = 2
+
+
+cdef enum DiscardMode:
+    DISCARD_DIRTY = 0           # pool_discard unset
+    DISCARD_ALWAYS = 1
+    DISCARD_NEVER = 2
+
+
+cdef enum EventBit:
+    EVENT_CLOSED = 1
+    EVENT_TEXT_WANTED = 2       # client: Python injects an error for conn.reason
+    EVENT_READY = 4             # client: setup is done
+    EVENT_RELEASED = 16         # server: give it to the broker
+    EVENT_CANCEL_WANTED = 32    # server: send a cancel request, then end_cancel
+    EVENT_PARAMS = 64           # server: reported new values while parked
+    EVENT_STUCK = 128           # server: closing takes too long
+    EVENT_PINNED = 256          # server: bound to its client; for the log
+    EVENT_DEMAND = 512          # route: clients wait and nothing is parked
+    EVENT_CALM = 1024           # route: nobody waited for a second
+    EVENT_CLOSING = 2048        # server: told to go, for the broker and the log
+
+
+cdef struct List:
+    Conn* head
+    Conn* tail
+    uint32_t count
+    uint64_t* gauge
+
+
+cdef struct Conn:               # what client and server share; always first in both
+    int fd
+    uint8_t kind
+    uint8_t state
+    uint16_t flags              # ConnFlag
+    uint32_t index
+    uint32_t generation
+    uint32_t event_bits
+    uint8_t reason              # reasons.Reason
+    Frame rx                    # the stream this peer sends
+    Chunk* hold                 # its bytes that could not be used yet; they start at a boundary
+    Queue out                   # bytes for this peer that it did not take yet
+    List* list
+    Conn* previous
+    Conn* following
+    Conn* event_next
+    Conn* ready_next
+    Route* route
+    uint64_t since_us           # entered its state
+    uint64_t born_us
+    unsigned char* note         # bytes for Python (malloc)
+    uint32_t note_size
+    # what arrives for the client or goes to the server from Python, until a boundary (malloc)
+    unsigned char* inject
+    uint32_t inject_size
+    uint64_t id                 # the 48 bits behind the letter c or s
+
+
+cdef struct Client:
+    Conn conn
+    Server* server
+    ParamSet* params            # what its session expects
+    Server* last_server
+    uint32_t last_generation
+    uint16_t flags              # ClientFlag
+    uint8_t secret_size
+    uint8_t address_family      # 0 Unix, 4, 6
+    uint16_t port
+    uint16_t refusal            # Reason why Python refuses a request
+    Scan scan
+    unsigned char address[16]
+    unsigned char secret[32]
+    uint32_t pid                # the process id it was given
+    uint64_t request_us         # began its request (waiting included)
+
+
+cdef struct Server:
+    Conn conn
+    Client* client
+    ParamSet* params            # what its session has
+    ParamSet* initial           # what it reported at login
+    Session session
+    uint32_t pid
+    uint32_t flags              # ServerFlag
+    uint16_t pins               # scanner.Effect bits
+    uint16_t cancelling         # cancel requests under way
+    uint8_t secret_size
+    unsigned char secret[32]
+    uint32_t slot
+    uint32_t slot_generation
+    uint64_t expires_us         # server_lifetime, 0 never
+    uint64_t deadline_us        # of resetting or closing
+    uint64_t begin_us           # attached, or the transaction began
+    uint64_t query_us           # the current request went out
+    uint64_t uses
+
+
+cdef struct Route:
+    Conn conn                   # kind KIND_ROUTE: only its place in the event list is used
+    uint32_t id
+    uint8_t mode
+    uint8_t discard
+    uint8_t can_cancel
+    uint8_t can_rollback
+    uint8_t attach_check
+    uint8_t log_query
+    uint8_t evict               # the recall wants servers closed, not passed on
+    uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
+    uint32_t recall_due         # servers to give up at their next release
+    uint32_t keep               # parked servers that pool_ttl spares
+    uint64_t pool_timeout_us    # 0 none
+    uint64_t pool_ttl_us
+    uint64_t reset_timeout_us
+    uint64_t login_timeout_us
+    uint64_t last_wait_us       # somebody waited
+    uint64_t* words
+    List idle
+    List waiting
+    List active_clients
+    List leaving
+    List parked
+    List active
+    List resetting
+    List closing
+    Route* next
+
+
+cdef enum CommandKind:
+    COMMAND_STOP = 1
+    COMMAND_ADOPT_CLIENT = 2
+    COMMAND_ADOPT_SERVER = 3
+    COMMAND_START_CLIENT = 4    # after setup: greeting, then read it
+    COMMAND_INJECT = 5
+    COMMAND_BEGIN_CANCEL = 6
+    COMMAND_END_CANCEL = 7
+    COMMAND_RECALL = 8
+    COMMAND_DROP_IDLE = 9
+    COMMAND_KILL = 10
+    COMMAND_ROUTE = 11          # a new route enters the relay's list
+    COMMAND_CONNECT_FAILED = 12 # those who wait on the route get the error
+
+
+cdef struct Command:
+    Command* next
+    uint8_t kind
+    uint8_t is_close            # INJECT: close after; RECALL: evict
+    uint8_t reason
+    uint8_t has_reply
+    uint32_t count
+    Conn* conn
+    uint32_t generation
+    uint32_t pid
+    Route* route
+    uint64_t token
+    unsigned char* data         # malloc, owned by the command
+    uint32_t size
+    unsigned char secret[32]
+    uint32_t secret_size
+    # the reply
+    uint32_t now
+    uint32_t later
+    uint64_t handle
+
+
+cdef struct Engine:
+    int epoll
+    int wake                    # eventfd, written by Python
+    int event_fd                # eventfd, written by the relay
+    uint64_t now_us
+    uint64_t next_deadline_us
+    uint64_t next_sweep_us
+    uint64_t* process_words
+    bint is_stopping
+    ChunkPool pool
+    Conn wake_conn
+    Conn* ready_head
+    Conn* ready_tail
+    Conn* closed_head           # closed in this round; their events are raised at its end
+    Route* routes
+    # deploy text of a server attached while its client's bytes are being worked on
+    unsigned char* deploy
+    uint32_t deploy_size
+    unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
+    unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
+    # shared with Python, under the lock
+    pthread_mutex_t lock
+    Command* commands_head
+    Command* commands_tail
+    Command* replies_head
+    Command* replies_tail
+    Conn* events_head
+    Conn* events_tail
+    bint is_python_woken
+    bint is_relay_woken
+    # query texts: one writer, one reader, losses counted
+    unsigned char* texts
+    uint64_t texts_written
+    uint64_t texts_read

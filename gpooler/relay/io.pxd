@@ -1,0 +1,51 @@
+"""The relay's system calls and byte queues: the seam under which another I/O layer can be put.
+
+Chunks are pooled; a queue holds what a peer did not take yet. All of it belongs to the relay thread.
+Free of Python objects.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef enum:
+    CHUNK = 16384           # what waits for a server, or stays unsent, is kept in pieces of this size
+    MAX_FREE_CHUNKS = 256   # 4 MiB kept for reuse
+    READ_SIZE = 262144      # one read of a peer that is attached
+    MAX_PIECES = 64         # pieces in one sendmsg
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+
+
+cdef struct Chunk:
+    Chunk* next
+    uint32_t start
+    uint32_t end
+    unsigned char data[CHUNK]
+
+
+cdef struct ChunkPool:
+    Chunk* free
+    uint32_t count
+
+
+cdef struct Queue:
+    Chunk* head
+    Chunk* tail
+    size_t size             # bytes queued
+
+
+cdef Chunk* chunk_take(ChunkPool* pool) noexcept nogil
+cdef void chunk_give(ChunkPool* pool, Chunk* chunk) noexcept nogil
+cdef bint queue_put(ChunkPool* pool, Queue* queue, const unsigned char* data, size_t size) noexcept nogil
+cdef void queue_clear(ChunkPool* pool, Queue* queue) noexcept nogil
+
+# Bytes sent, 0 when the socket is full, -1 when the peer is gone.
+cdef ssize_t io_send(int fd, iovec* pieces, int count) noexcept nogil
+# Sends what is queued. False: the peer is gone.
+cdef bint queue_flush(ChunkPool* pool, Queue* queue, int fd) noexcept nogil
+# Bytes read, 0 at the end of the stream, -1 when nothing is there, -2 when the connection broke.
+cdef ssize_t io_recv(int fd, unsigned char* buffer, size_t size) noexcept nogil

@@ -1,0 +1,429 @@
+"""Session parameters as interned, immutable sets; the design is in the .pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+
+cdef enum:
+    BUCKETS = 4096
+
+
+cdef pthread_mutex_t _lock
+cdef Param** _params = NULL
+cdef ParamSet** _sets = NULL
+
+
+cdef void params_global_init() noexcept nogil:
+    global _params, _sets
+    if _params != NULL:
+        return
+    pthread_mutex_init(&_lock, NULL)
+    _params = <Param**> calloc(BUCKETS, sizeof(Param*))
+    _sets = <ParamSet**> calloc(BUCKETS, sizeof(ParamSet*))
+
+
+cdef inline unsigned char _lower(unsigned char c) noexcept nogil:
+    return c + 32 if c'A' <= c <= c'Z' else c
+
+
+cdef int _compare_names(const unsigned char* a, uint32_t a_size,
+                        const unsigned char* b, uint32_t b_size) noexcept nogil:
+    cdef uint32_t i, size = a_size if a_size < b_size else b_size
+    for i in range(size):
+        if _lower(a[i]) != _lower(b[i]):
+            return <int> _lower(a[i]) - <int> _lower(b[i])
+    return <int> a_size - <int> b_size
+
+
+cdef Param* _param(const unsigned char* name, uint32_t name_size,
+                   const unsigned char* value, uint32_t value_size, uint8_t flags) noexcept nogil:
+    """An interned parameter, held. The lock is taken by the caller."""
+    cdef uint32_t h = 2166136261u, i
+    for i in range(name_size):
+        h = (h ^ name[i]) * 16777619u
+    h = (h ^ (<uint32_t> flags + 256)) * 16777619u
+    for i in range(value_size):
+        h = (h ^ value[i]) * 16777619u
+    cdef Param* p = _params[h % BUCKETS]
+    while p != NULL:
+        if (p.hash == h and p.name_size == name_size and p.value_size == value_size and p.flags == flags
+                and memcmp(p.text, name, name_size) == 0
+                and memcmp(p.text + name_size + 1, value, value_size) == 0):
+            p.references += 1
+            return p
+        p = p.next
+    p = <Param*> malloc(sizeof(Param) + name_size + value_size + 2)
+    if p == NULL:
+        return NULL
+    p.references = 1
+    p.hash = h
+    p.name_size = name_size
+    p.value_size = value_size
+    p.flags = flags
+    memcpy(p.text, name, name_size)
+    p.text[name_size] = 0
+    memcpy(p.text + name_size + 1, value, value_size)
+    p.text[name_size + 1 + value_size] = 0
+    p.next = _params[h % BUCKETS]
+    _params[h % BUCKETS] = p
+    return p
+
+
+cdef void _release_param(Param* p) noexcept nogil:
+    cdef Param** link
+    p.references -= 1
+    if p.references:
+        return
+    link = &_params[p.hash % BUCKETS]
+    while link[0] != p:
+        link = &link[0].next
+    link[0] = p.next
+    free(p)
+
+
+cdef bint _is_value(ParamSet* s, const char* name, const char* value) noexcept nogil:
+    cdef Param* p = _find(s, <const unsigned char*> name, <uint32_t> strlen(name))
+    return p != NULL and _compare_names(p.text + p.name_size + 1, p.value_size,
+                                        <const unsigned char*> value, <uint32_t> strlen(value)) == 0
+
+
+cdef ParamSet* _set(Param** items, uint32_t count) noexcept nogil:
+    """An interned set, held; takes over the caller's holds on the items. The lock is taken."""
+    cdef uint32_t h = 2166136261u, i
+    for i in range(count):
+        h = (h ^ items[i].hash) * 16777619u
+    cdef ParamSet* s = _sets[h % BUCKETS]
+    while s != NULL:
+        if s.hash == h and s.count == count and memcmp(s.items, items, count * sizeof(Param*)) == 0:
+            s.references += 1
+            for i in range(count):
+                _release_param(items[i])
+            return s
+        s = s.next
+    s = <ParamSet*> malloc(sizeof(ParamSet) + count * sizeof(Param*))
+    if s == NULL:
+        for i in range(count):
+            _release_param(items[i])
+        return NULL
+    s.references = 1
+    s.hash = h
+    s.count = count
+    memcpy(s.items, items, count * sizeof(Param*))
+    s.is_conforming = not _is_value(s, b"standard_conforming_strings", b"off")
+    s.is_multibyte = (_is_value(s, b"client_encoding", b"SJIS") or _is_value(s, b"client_encoding", b"BIG5")
+                      or _is_value(s, b"client_encoding", b"GBK") or _is_value(s, b"client_encoding", b"UHC")
+                      or _is_value(s, b"client_encoding", b"GB18030")
+                      or _is_value(s, b"client_encoding", b"JOHAB")
+                      or _is_value(s, b"client_encoding", b"SHIFT_JIS_2004"))
+    s.next = _sets[h % BUCKETS]
+    _sets[h % BUCKETS] = s
+    return s
+
+
+cdef ParamSet* params_empty() noexcept nogil:
+    cdef ParamSet* s
+    pthread_mutex_lock(&_lock)
+    s = _set(NULL, 0)
+    pthread_mutex_unlock(&_lock)
+    return s
+
+
+cdef ParamSet* params_hold(ParamSet* s) noexcept nogil:
+    if s != NULL:
+        pthread_mutex_lock(&_lock)
+        s.references += 1
+        pthread_mutex_unlock(&_lock)
+    return s
+
+
+cdef void params_release(ParamSet* s) noexcept nogil:
+    cdef ParamSet** link
+    cdef uint32_t i
+    if s == NULL:
+        return
+    pthread_mutex_lock(&_lock)
+    s.references -= 1
+    if s.references == 0:
+        link = &_sets[s.hash % BUCKETS]
+        while link[0] != s:
+            link = &link[0].next
+        link[0] = s.next
+        for i in range(s.count):
+            _release_param(s.items[i])
+        free(s)
+    pthread_mutex_unlock(&_lock)
+
+
+cdef ParamSet* params_with(ParamSet* s, const unsigned char* name, uint32_t name_size,
+                           const unsigned char* value, uint32_t value_size, uint8_t flags) noexcept nogil:
+    cdef Param* items[MAX_PARAMS]
+    cdef uint32_t i = 0, n = 0
+    cdef int order
+    cdef Param* new
+    cdef ParamSet* made
+    if s.count + 1 > MAX_PARAMS:
+        return NULL
+    pthread_mutex_lock(&_lock)
+    new = _param(name, name_size, value, value_size, flags)
+    if new == NULL:
+        pthread_mutex_unlock(&_lock)
+        return NULL
+    while i < s.count:
+        order = _compare_names(s.items[i].text, s.items[i].name_size, name, name_size)
+        if order >= 0:
+            break
+        items[n] = s.items[i]
+        items[n].references += 1
+        n += 1
+        i += 1
+    if i < s.count and order == 0:
+        i += 1
+    items[n] = new
+    n += 1
+    while i < s.count:
+        items[n] = s.items[i]
+        items[n].references += 1
+        n += 1
+        i += 1
+    made = _set(items, n)
+    pthread_mutex_unlock(&_lock)
+    return made
+
+
+cdef ParamSet* params_merge(ParamSet* base, ParamSet* over) noexcept nogil:
+    cdef ParamSet* s = params_hold(base)
+    cdef ParamSet* t
+    cdef Param* p
+    cdef Param* old
+    cdef uint32_t i
+    cdef uint8_t flags
+    for i in range(over.count):
+        p = over.items[i]
+        old = _find(s, p.text, p.name_size)
+        flags = p.flags
+        if old != NULL:
+            if old.flags & PARAM_READ_ONLY:
+                continue
+            flags = old.flags
+            # keep the server's spelling of the name
+            t = params_with(s, old.text, old.name_size, p.text + p.name_size + 1, p.value_size, flags)
+        else:
+            t = params_with(s, p.text, p.name_size, p.text + p.name_size + 1, p.value_size, flags)
+        params_release(s)
+        if t == NULL:
+            return NULL
+        s = t
+    return s
+
+
+cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil:
+    cdef Param* items[MAX_PARAMS]
+    cdef uint32_t i = 0, j = 0, n = 0
+    cdef int order
+    cdef Param* p
+    cdef ParamSet* made
+    pthread_mutex_lock(&_lock)
+    while (i < server.count or j < client.count) and n < MAX_PARAMS:
+        if i == server.count:
+            order = 1
+        elif j == client.count:
+            order = -1
+        else:
+            order = _compare_names(server.items[i].text, server.items[i].name_size,
+                                   client.items[j].text, client.items[j].name_size)
+        p = NULL
+        if order < 0:
+            if server.items[i].flags & PARAM_REPORTED:
+                p = server.items[i]
+            i += 1
+        elif order > 0:
+            if not client.items[j].flags & PARAM_REPORTED:
+                p = client.items[j]
+            j += 1
+        else:
+            p = server.items[i] if server.items[i].flags & PARAM_REPORTED else client.items[j]
+            i += 1
+            j += 1
+        if p != NULL:
+            p.references += 1
+            items[n] = p
+            n += 1
+    made = _set(items, n)
+    pthread_mutex_unlock(&_lock)
+    return made
+
+
+cdef Param* _find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil:
+    cdef uint32_t low = 0, high = s.count, mid
+    cdef int order
+    while low < high:
+        mid = (low + high) // 2
+        order = _compare_names(s.items[mid].text, s.items[mid].name_size, name, name_size)
+        if order == 0:
+            return s.items[mid]
+        if order < 0:
+            low = mid + 1
+        else:
+            high = mid
+    return NULL
+
+
+cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil:
+    cdef Param* p = _find(s, <const unsigned char*> name, <uint32_t> strlen(name))
+    return NULL if p == NULL else p.text + p.name_size + 1
+
+
+# -- deploy ------------------------------------------------------------------------------------------
+
+
+cdef struct Out:
+    unsigned char* data
+    int size
+    int capacity
+
+
+cdef inline void _put(Out* out, const char* text) noexcept nogil:
+    while text[0]:
+        if out.size < out.capacity:
+            out.data[out.size] = <unsigned char> text[0]
+        out.size += 1
+        text += 1
+
+
+cdef inline void _byte(Out* out, unsigned char c) noexcept nogil:
+    if out.size < out.capacity:
+        out.data[out.size] = c
+    out.size += 1
+
+
+cdef bint _is_plain(const unsigned char* text, uint32_t size) noexcept nogil:
+    """Printable ASCII: means the same in every encoding."""
+    cdef uint32_t i
+    for i in range(size):
+        if text[i] < 0x20 or text[i] > 0x7e:
+            return False
+    return True
+
+
+cdef bint _is_identifier(const unsigned char* text, uint32_t size) noexcept nogil:
+    cdef uint32_t i
+    for i in range(size):
+        if not (c'a' <= _lower(text[i]) <= c'z' or text[i] == c'_'
+                or (i and c'0' <= text[i] <= c'9')):
+            return False
+    return size > 0
+
+
+cdef bint _is_list(const unsigned char* name, uint32_t size) noexcept nogil:
+    """GUC_LIST_QUOTE settings: SET would take one quoted string for one element.
+
+    PostgreSQL's own list is in its pg_dump, variable_is_guc_list_quote().
+    """
+    return (_compare_names(name, size, <const unsigned char*> b"search_path", 11) == 0
+            or _compare_names(name, size, <const unsigned char*> b"temp_tablespaces", 16) == 0
+            or _compare_names(name, size, <const unsigned char*> b"local_preload_libraries", 23) == 0
+            or _compare_names(name, size, <const unsigned char*> b"session_preload_libraries", 25) == 0
+            or _compare_names(name, size, <const unsigned char*> b"shared_preload_libraries", 24) == 0
+            or _compare_names(name, size, <const unsigned char*> b"unix_socket_directories", 23) == 0)
+
+
+cdef void _literal(Out* out, const unsigned char* text, uint32_t size) noexcept nogil:
+    """A string literal that no setting of the session can read otherwise."""
+    cdef uint32_t i
+    cdef const char* digits = b"0123456789abcdef"
+    if _is_plain(text, size):
+        _put(out, b"E'")
+        for i in range(size):
+            if text[i] == c"'" or text[i] == c'\\':
+                _byte(out, text[i])
+            _byte(out, text[i])
+        _byte(out, c"'")
+        return
+    # A byte above 0x7e may combine with a following backslash or quote in some client encodings.
+    _put(out, b"pg_catalog.convert_from(pg_catalog.decode('")
+    for i in range(size):
+        _byte(out, digits[text[i] >> 4])
+        _byte(out, digits[text[i] & 15])
+    _put(out, b"','hex'),pg_catalog.getdatabaseencoding())")
+
+
+cdef void _set_one(Out* out, Param* p) noexcept nogil:
+    cdef const unsigned char* value = p.text + p.name_size + 1
+    cdef uint32_t i
+    if (_is_plain(value, p.value_size) and _is_identifier(p.text, p.name_size)
+            and not _is_list(p.text, p.name_size)):
+        _put(out, b"SET \"")
+        for i in range(p.name_size):
+            _byte(out, p.text[i])
+        _put(out, b"\"=")
+        _literal(out, value, p.value_size)
+    else:
+        _put(out, b"SELECT pg_catalog.set_config(")
+        _literal(out, p.text, p.name_size)
+        _byte(out, c',')
+        _literal(out, value, p.value_size)
+        _put(out, b",false)")
+    _byte(out, c';')
+
+
+cdef void _reset_one(Out* out, Param* p) noexcept nogil:
+    cdef uint32_t i
+    _put(out, b"RESET \"")
+    for i in range(p.name_size):
+        if p.text[i] == c'.':
+            _put(out, b"\".\"")
+        else:
+            if p.text[i] == c'"':
+                _byte(out, c'"')
+            _byte(out, p.text[i])
+    _put(out, b"\";")
+
+
+cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, int capacity) noexcept nogil:
+    cdef Out out
+    cdef uint32_t i = 0, j = 0
+    cdef int order
+    cdef Param* a
+    cdef Param* b
+    if has == wants:
+        return 0
+    out.data = buffer
+    out.size = 0
+    out.capacity = capacity
+    while i < has.count or j < wants.count:
+        a = has.items[i] if i < has.count else NULL
+        b = wants.items[j] if j < wants.count else NULL
+        if a == NULL:
+            order = 1
+        elif b == NULL:
+            order = -1
+        else:
+            order = _compare_names(a.text, a.name_size, b.text, b.name_size)
+        if order < 0:
+            if not a.flags & PARAM_REPORTED:
+                _reset_one(&out, a)
+            i += 1
+        elif order > 0:
+            if not b.flags & PARAM_READ_ONLY:
+                _set_one(&out, b)
+            j += 1
+        else:
+            if a != b and not (a.flags & PARAM_READ_ONLY or b.flags & PARAM_READ_ONLY):
+                if (a.value_size != b.value_size
+                        or memcmp(a.text + a.name_size, b.text + b.name_size, a.value_size + 1) != 0):
+                    _set_one(&out, b)
+            i += 1
+            j += 1
+    if out.size == 0:
+        return 0
+    _byte(&out, 0)
+    return -1 if out.size > capacity else out.size

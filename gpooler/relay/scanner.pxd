@@ -1,0 +1,64 @@
+"""Which session state a SQL text may leave behind: a resumable scanner fed as bytes pass.
+
+It keeps no text. It knows comments (nested), quotes, dollar quotes and words, and remembers the
+leading words of each statement. It errs on the side of an effect: a false one costs a pinned server,
+a missed one would leak state. What a function does inside the server cannot be seen, except for the
+few functions that are known by name.
+
+Lexical rules: PostgreSQL manual, chapter "Lexical Structure". Free of Python objects.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+
+cdef enum Effect:
+    EFFECT_SET = 1          # SET, RESET, DISCARD, set_config(): session parameters
+    EFFECT_LISTEN = 2
+    EFFECT_PREPARE = 4      # SQL PREPARE
+    EFFECT_TEMP = 8         # temporary table, view, sequence
+    EFFECT_HOLD = 16        # DECLARE … WITH HOLD
+    EFFECT_LOCK = 32        # session advisory lock
+    EFFECT_LOAD = 64
+    EFFECT_PARSE = 128      # a named Parse message
+    EFFECT_BEGIN = 256      # opens a transaction block; not session state
+    EFFECT_SESSION = 255    # all that outlives a transaction
+
+
+cdef enum ScanState:
+    SCAN_PLAIN = 0
+    SCAN_WORD = 1
+    SCAN_DASH = 2           # one '-' seen
+    SCAN_LINE_COMMENT = 3
+    SCAN_SLASH = 4          # one '/' seen
+    SCAN_COMMENT = 5
+    SCAN_COMMENT_STAR = 6
+    SCAN_COMMENT_SLASH = 7
+    SCAN_QUOTE = 8          # '…'
+    SCAN_QUOTE_ESCAPE = 9   # after a backslash in an E'…'
+    SCAN_IDENT = 10         # "…"
+    SCAN_DOLLAR = 11        # reading an opening $tag$
+    SCAN_BODY = 12          # inside $tag$…
+    SCAN_BODY_DOLLAR = 13   # reading a possible closing $tag$
+    SCAN_SKIP = 14          # skipping the name of a Parse message
+    SCAN_END = 15           # after the closing NUL
+    SCAN_QUOTE_CLOSED = 16  # after the quote that may end a literal
+
+
+cdef struct Scan:
+    uint32_t hash           # of the current word, lower case; of the tag while in SCAN_BODY_DOLLAR
+    uint32_t tag            # of the opening dollar tag
+    uint32_t first          # hash of the statement's first word
+    uint32_t second         # of its second
+    uint32_t previous       # of the word before the current one
+    uint16_t effects        # what has been seen
+    uint8_t state
+    uint8_t words           # words in this statement, at most 255
+    uint8_t depth           # of nested comments, at most 255
+    uint8_t has_escapes     # the current quote knows backslashes
+    uint8_t is_multibyte    # client_encoding with backslash bytes inside characters
+    uint8_t is_conforming   # standard_conforming_strings
+    uint8_t is_trail        # the next byte is the second of a character
+
+
+cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, bint is_multibyte) noexcept nogil
+cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept nogil

@@ -1,0 +1,78 @@
+"""What a server still owes: a FIFO of sync points, as PostgreSQL works through them.
+
+A *sync point* is a frontend message that is answered by ReadyForQuery: Query, Sync, FunctionCall.
+Each carries the number of extended-protocol messages (Parse, Bind, Describe, Execute, Close) that
+stand before it and are answered one by one. Equal neighbours are kept as one run with a count, so a
+pipeline of a thousand equal groups takes one entry.
+
+Follows the protocol chapter "Message Flow" (Extended Query, Pipelining, COPY Operations):
+
+* an ErrorResponse while extended answers are due makes the server skip everything, Query included,
+  to the next Sync;
+* inside COPY IN the server swallows Sync and Flush until CopyDone or CopyFail;
+* stray CopyData, CopyDone, CopyFail outside COPY are ignored.
+
+Where the count cannot be known any more, ``is_uncertain`` is set and the server is closed when its
+client leaves it. Free of Python objects.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t
+
+
+cdef enum PointKind:
+    POINT_QUERY = 1
+    POINT_SYNC = 2
+    POINT_CALL = 3
+    POINT_COPY_END = 4      # a CopyDone or CopyFail sent before we knew of a COPY; owes nothing
+
+
+cdef enum PointOwner:
+    OWNER_CLIENT = 0        # answers go to the client
+    OWNER_DEPLOY = 1        # ours: session parameters before the client's request
+    OWNER_RESET = 2         # ours: Sync, ROLLBACK, DISCARD after the client
+
+
+cdef enum:
+    INLINE_POINTS = 4
+    MAX_POINTS = 262144     # runs, not messages: 4 MiB; a pipeline beyond it is refused
+
+
+cdef struct Point:
+    uint32_t extended       # extended answers due before this point
+    uint32_t count          # how many equal points in a row
+    uint8_t kind
+    uint8_t owner
+
+
+cdef struct Session:
+    Point* points           # ring; inline_points until it grows
+    uint32_t head
+    uint32_t length
+    uint32_t capacity
+    uint32_t due            # extended answers still due before the head point (or the open tail)
+    uint32_t tail           # extended messages sent since the last sync point, when length > 0
+    uint32_t swallowed      # Syncs sent inside the COPY IN that now runs
+    uint8_t status          # last ReadyForQuery: I, T, E
+    uint8_t is_skipping     # the server discards until a Sync that was not sent yet
+    uint8_t is_copy_in      # CopyInResponse seen, CopyDone/CopyFail not yet sent
+    uint8_t is_copy_out
+    uint8_t is_uncertain
+    uint8_t error_was_last  # the last complete message was an ErrorResponse
+    Point inline_points[INLINE_POINTS]
+
+
+cdef void session_init(Session* self, uint8_t status) noexcept nogil
+cdef void session_free(Session* self) noexcept nogil
+
+# A frontend message of this kind goes to the server.
+cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept nogil
+# The header of a backend message of this kind came from the server. False: it came out of place.
+cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil
+# A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due.
+cdef int session_ready(Session* self, uint8_t status) noexcept nogil
+# Whose answers come next.
+cdef uint8_t session_owner(Session* self) noexcept nogil
+# Nothing is owed and nothing is open.
+cdef bint session_is_idle(Session* self) noexcept nogil
+# Extended messages were sent and no Sync after them.
+cdef bint session_needs_sync(Session* self) noexcept nogil
