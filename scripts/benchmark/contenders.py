@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Final
 
 import psycopg
 
+from gpooler.stats.registry import ProcessWord
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
 from tests.harness.tools import unprivileged_account
 
@@ -106,9 +106,8 @@ def gpooler(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
     log_format = {"logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m"}}
     with Gpooler(postgres, rule=rule, config=log_format) as pooler:
 
-        def broker_messages() -> int | None:
-            found = re.findall(r"broker[_ ]messages[= ](\d+)", pooler.log())
-            return int(found[-1]) if found else None
+        def broker_messages() -> int:
+            return pooler.process_count(ProcessWord.BROKER_SENT, ProcessWord.BROKER_RECEIVED)
 
         pids = tuple(process.pid for process in pooler.processes())
         yield Target(pooler.port, "md5_user" if with_md5 else "trust_user", pids, broker_messages)

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ import psutil
 import psycopg
 import toml
 
+from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.stats.shared import SharedCounters
 from tests.harness.client import SSL_REQUEST, RawClient
 from tests.harness.postgres import PASSWORD, Postgres
 from tests.harness.tools import eventually, free_port
@@ -232,6 +235,16 @@ class Gpooler:
             if connection.laddr.port == self.port and connection.raddr
         )
 
+    def process_count(self, *words: ProcessWord) -> int:
+        """The sum of these words of the process blocks over all workers, dead ones included."""
+        return self._sum(lambda counters: sum(counters.process(word) for word in words))
+
+    def route_count(self, word: RouteWord) -> int:
+        """The sum of a word of the route blocks over all workers and routes."""
+        return self._sum(
+            lambda counters: sum(counters.route(route, word) for route in counters.used_routes())
+        )
+
     # log and leaks
 
     def log(self) -> str:
@@ -259,6 +272,18 @@ class Gpooler:
         return problems
 
     # inside
+
+    def _sum(self, read: Callable[[SharedCounters], int]) -> int:
+        """Add up what ``read`` finds in each of the master's counters, seen through its descriptors."""
+        total, seen = 0, set()
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            if not os.readlink(link).startswith("/memfd:gpooler-counters") or link.stat().st_ino in seen:
+                continue
+            seen.add(link.stat().st_ino)
+            with closing(SharedCounters.attach(os.open(link, os.O_RDWR | os.O_CLOEXEC))) as counters:
+                if not counters.process(ProcessWord.FOLDED):
+                    total += read(counters)
+        return total
 
     def _answers(self) -> bool:
         if not self.is_running:
