@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from gpooler.config.field import About, Status, about
 from gpooler.config.model import Document
-from gpooler.config.rule import Section
+from gpooler.config.rule import GroupBody, RuleBody, Section, Watchdog
 from gpooler.config.values import Kind, SecretText
 
 
@@ -83,12 +83,20 @@ def options_of(table: Table) -> Iterator[Option]:
             yield Option(table.section, name, kind_of(field), default, field.is_required(), about(field))
 
 
+def _homes() -> dict[str, tuple[str, ...]]:
+    """The sections that have an option of a name; a rule's options are at home in rules alone."""
+    homes: dict[str, tuple[str, ...]] = {}
+    for table in tables():
+        for name, field in table.model.model_fields.items():
+            is_rules = name in RuleBody.model_fields and table.model in (GroupBody, Watchdog)
+            if submodel(field) is None and not is_rules:
+                homes[name] = (*homes.get(name, ()), table.section)
+    return homes
+
+
 TABLE: Final[tuple[Option, ...]] = tuple(option for table in tables() for option in options_of(table))
 SECRET_KEYS: Final = frozenset(option.name for option in TABLE if isinstance(option.kind, SecretText))
-HOMES: Final[Mapping[str, tuple[str, ...]]] = {
-    option.name: tuple(sorted({other.section for other in TABLE if other.name == option.name}))
-    for option in TABLE
-}
+HOMES: Final[Mapping[str, tuple[str, ...]]] = _homes()
 
 
 def is_refused(row: About, value: Any, default: Any) -> bool:
