@@ -26,7 +26,7 @@ EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.ServerAuthentication(cause="wants GSSAPI"), "FATAL", "08006"),
     (errors.ServerProtocol(cause="message type 0x7f"), "FATAL", "08006"),
     (errors.ServerLost(), "FATAL", "08006"),
-    (errors.PostgresError({"S": "FATAL", "C": "57P03", "M": "the database system is starting up"}), "FATAL", "57P03"),
+    (errors.PostgresError({"S": "FATAL", "C": "57P03", "M": "starting up"}), "FATAL", "57P03"),
     (errors.ConfigurationError("password of the rule cannot be used"), "FATAL", "F0000"),
     (errors.AdminShutdown(), "FATAL", "57P01"),
     (errors.InternalError(cause="KeyError: 3"), "FATAL", "XX000"),

@@ -4,7 +4,7 @@ import pytest
 
 from gpooler.auth import exchange, md5
 from gpooler.auth.exchange import Done, Exchange, begin
-from gpooler.auth.scram import DEFAULT_ITERATIONS, ScramClient, Verifier, derive_keys
+from gpooler.auth.scram import DEFAULT_ITERATIONS, ScramClient, Verifier, derive_keys, derived_salt
 from gpooler.auth.secrets import Secret
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
 from gpooler.wire import codes, messages
@@ -92,7 +92,7 @@ def test_scram_proves_both_sides_and_yields_the_keys(secret: Secret) -> None:
     client.verify(data)
     assert messages.parse_authentication(ok) == (codes.AUTHENTICATION_OK, b"")
     assert rest == b""
-    verifier = secret.verifier(exchange.scram.derived_salt(MOCK_KEY, b"app"))
+    verifier = secret.verifier(derived_salt(MOCK_KEY, b"app"))
     assert verifier is not None
     assert done.keys == derive_keys(b"pencil", verifier.salt, verifier.iterations)
     with pytest.raises(AuthenticationFailed):
