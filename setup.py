@@ -13,6 +13,7 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).resolve().parent
 RELAY = "gpooler/relay"
 IS_DEBUG = os.environ.get("GPOOLER_DEBUG", "0") not in ("", "0")
+FLAVOUR = "debug" if IS_DEBUG else "release"
 FLAVOUR_STAMP = ROOT / "build" / "flavour"
 
 
@@ -26,13 +27,8 @@ def version() -> str:
 
 
 def is_other_flavour() -> bool:
-    """Whether the last build was made with the other setting of GPOOLER_DEBUG; records this one."""
-    flavour = "debug" if IS_DEBUG else "release"
-    if FLAVOUR_STAMP.exists() and FLAVOUR_STAMP.read_text() == flavour:
-        return False
-    FLAVOUR_STAMP.parent.mkdir(exist_ok=True)
-    FLAVOUR_STAMP.write_text(flavour)
-    return True
+    """Whether what was last built was built with the other setting of GPOOLER_DEBUG."""
+    return not FLAVOUR_STAMP.exists() or FLAVOUR_STAMP.read_text() != FLAVOUR
 
 
 def extensions() -> list[Extension]:
@@ -98,3 +94,7 @@ setup(
     entry_points={"console_scripts": ["gpooler = gpooler.cli:main"]},
     zip_safe=False,
 )
+
+# only now: a build that failed is to be made again as a whole
+FLAVOUR_STAMP.parent.mkdir(exist_ok=True)
+FLAVOUR_STAMP.write_text(FLAVOUR)
