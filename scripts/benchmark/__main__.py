@@ -1,8 +1,8 @@
 """Measures gpooler beside PgBouncer and a direct connection, in turn, and prints medians and ratios.
 
 PostgreSQL 15 runs with fsync off; every connection is TCP on this machine; pools are transaction pools of 20
-servers; gpooler has one worker. Each round measures every case on every contender, starting with another
-contender each time.
+servers; gpooler has one worker where the case does not say two. Each round measures every case on every
+contender, starting with another contender each time.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def field(options: argparse.Namespace) -> dict[str, contenders.Contender]:
 def measure(postgres: Postgres, case: Case, contender: contenders.Contender, effort: Effort) -> report.Record:
     """One case on one contender: numbers, or why there are none."""
     try:
-        with contender(postgres, case.with_md5) as target:
+        with contender(postgres, case.setting) as target:
             numbers = case.run(target, effort)
     except (Unmeasured, RuntimeError, AssertionError, OSError) as error:
         return {"failed": str(error).splitlines()[0] if str(error) else type(error).__name__}
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
             for case in cases:
                 turn = number % len(entrants)
                 for name, contender in entrants[turn:] + entrants[:turn]:
-                    if case.needs_pooler and name == "direct":
+                    if name in case.without:
                         continue
                     print(
                         f"[bench] round {number + 1}/{rounds} {case.name} {name}", file=sys.stderr, flush=True

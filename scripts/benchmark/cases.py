@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from scripts.benchmark.contenders import Target
+from scripts.benchmark.contenders import PLAIN, Setting, Target
 from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
 from tests.harness import PASSWORD, Postgres, RawClient, find_program
 
@@ -39,8 +39,8 @@ class Case:
 
     name: str
     run: Callable[[Target, Effort], Numbers]
-    with_md5: bool = False
-    needs_pooler: bool = False
+    setting: Setting = PLAIN
+    without: frozenset[str] = frozenset()  # contenders that the case says nothing about
 
 
 @dataclass(slots=True)
@@ -126,6 +126,11 @@ def tpcb(target: Target, effort: Effort) -> Numbers:
     return pgbench(target, effort, 50, sampled=1.0)
 
 
+def two_workers(target: Target, effort: Effort) -> Numbers:
+    """Fewer clients than servers: how often do workers have to ask the broker?"""
+    return pgbench(target, effort, 16, "--select-only")
+
+
 def churn(target: Target, effort: Effort) -> Numbers:
     """A connection for every transaction."""
     return pgbench(target, effort, 8, "--select-only", "--connect", sampled=1.0)
@@ -201,14 +206,15 @@ def idle(count: int) -> Case:
                 stack.enter_context(login(target, source)).query("SELECT 1")
             return {"bytes_per_client": (pss_bytes(target.pids) - before) / count}
 
-    return Case(f"idle-{count}", run, needs_pooler=True)
+    return Case(f"idle-{count}", run, without=frozenset({"direct"}))
 
 
 CASES: Final = (
     *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
     Case("tpcb-50", tpcb),
-    Case("churn-md5", churn, with_md5=True),
-    Case("login-md5", logins, with_md5=True),
+    Case("two-workers-16", two_workers, Setting(workers=2), frozenset({"direct", "pgbouncer"})),
+    Case("churn-md5", churn, Setting(with_md5=True)),
+    Case("login-md5", logins, Setting(with_md5=True)),
     Case("result-1mb", results),
     Case("copy-out", copy_out),
     Case("copy-in", copy_in),

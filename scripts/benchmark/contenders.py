@@ -14,7 +14,7 @@ import psycopg
 
 from gpooler.stats.registry import ProcessWord
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
-from tests.harness.tools import unprivileged_account
+from tests.harness.tools import as_account, unprivileged_account
 
 POOL_SIZE: Final = 20
 MANY: Final = 20_000  # no limit on clients is to be in the way
@@ -42,21 +42,36 @@ class Target:
         )
 
 
-# Starts a contender for one measurement; with the flag, its clients log in with md5 passwords.
-Contender = Callable[[Postgres, bool], AbstractContextManager[Target]]
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a case asks of a contender."""
+
+    with_md5: bool = False  # clients log in with md5 passwords, else with none
+    workers: int = 1  # where there are such
+
+    @property
+    def user(self) -> str:
+        """Who the clients are."""
+        return "md5_user" if self.with_md5 else "trust_user"
+
+
+PLAIN: Final = Setting()
+
+# Starts a contender for one measurement.
+Contender = Callable[[Postgres, Setting], AbstractContextManager[Target]]
 
 
 @contextmanager
-def direct(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
+def direct(postgres: Postgres, setting: Setting) -> Iterator[Target]:
     """PostgreSQL itself."""
-    yield Target(postgres.port, "md5_user" if with_md5 else "trust_user")
+    yield Target(postgres.port, setting.user)
 
 
 def pgbouncer(binary: str) -> Contender:
     """PgBouncer at its defaults, but for the pool and the number of clients."""
 
     @contextmanager
-    def running(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
+    def running(postgres: Postgres, setting: Setting) -> Iterator[Target]:
         account = unprivileged_account()
         with tempfile.TemporaryDirectory(prefix="gpooler-bench-") as name:
             directory = Path(name)
@@ -70,7 +85,7 @@ app = host={postgres.host} port={postgres.port} user=trust_user
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = {"md5" if with_md5 else "trust"}
+auth_type = {"md5" if setting.with_md5 else "trust"}
 auth_file = {directory}/users
 pool_mode = transaction
 default_pool_size = {POOL_SIZE}
@@ -78,13 +93,13 @@ max_client_conn = {MANY}
 logfile = {directory}/log
 """
             )
-            switch = {}
             if account is not None:
                 for path in (directory, *directory.iterdir()):
                     os.chown(path, account.uid, account.gid)
-                switch = {"user": account.uid, "group": account.gid, "extra_groups": ()}
-            process = subprocess.Popen([binary, "-q", str(directory / "config")], cwd=directory, **switch)
-            target = Target(port, "md5_user" if with_md5 else "trust_user", (process.pid,))
+            process = subprocess.Popen(
+                [binary, "-q", str(directory / "config")], cwd=directory, **as_account(account)
+            )
+            target = Target(port, setting.user, (process.pid,))
             try:
                 eventually(lambda: process.poll() is not None or answers(target), within=10)
                 if process.poll() is not None:
@@ -98,19 +113,22 @@ logfile = {directory}/log
 
 
 @contextmanager
-def gpooler(postgres: Postgres, with_md5: bool) -> Iterator[Target]:
-    """Our pooler at its defaults, with one worker."""
-    rule = {"pool_size": POOL_SIZE}
-    if with_md5:
+def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
+    """Our pooler at its defaults."""
+    rule: dict[str, object] = {"pool_size": POOL_SIZE}
+    if setting.with_md5:
         rule |= {"authentication": "md5", "password": PASSWORD}
-    log_format = {"logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m"}}
-    with Gpooler(postgres, rule=rule, config=log_format) as pooler:
+    config = {
+        "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m"},
+        "performance": {"workers": setting.workers},
+    }
+    with Gpooler(postgres, rule=rule, config=config) as pooler:
 
         def broker_messages() -> int:
             return pooler.process_count(ProcessWord.BROKER_SENT, ProcessWord.BROKER_RECEIVED)
 
         pids = tuple(process.pid for process in pooler.processes())
-        yield Target(pooler.port, "md5_user" if with_md5 else "trust_user", pids, broker_messages)
+        yield Target(pooler.port, setting.user, pids, broker_messages)
 
 
 def answers(target: Target) -> bool:

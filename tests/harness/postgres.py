@@ -291,7 +291,4 @@ class Postgres:
     def _as_account(self) -> dict[str, Any]:
         # the outer environment may point PostgreSQL's programs elsewhere
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        if self._account is None:
-            return {"env": environment}
-        account = self._account
-        return {"env": environment, "user": account.uid, "group": account.gid, "extra_groups": []}
+        return {"env": environment, **as_account(self._account)}

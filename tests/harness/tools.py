@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -90,6 +90,11 @@ def unprivileged_account() -> Account | None:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid)
     raise Unavailable("PostgreSQL does not run as root, and there is no user postgres or nobody")
+
+
+def as_account(account: Account | None) -> dict[str, Any]:
+    """The options of subprocess that run a program as that account."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": ()}
 
 
 def is_reachable(path: Path, account: Account | None) -> bool:
