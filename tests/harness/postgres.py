@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 from tests.harness.tools import (
     Account,
     Unavailable,
+    as_account,
     eventually,
     free_port,
     is_reachable,
