@@ -42,7 +42,7 @@ class Bury:
     slot: SlotName
     generation: int
     endpoint: str
-    pid: int  # 0: in login, there is nothing to cancel
+    pid: int  # 0: idle or in login, there is nothing to cancel
     secret_hex: str
     timeout_us: int  # after that it is worth a line in the log; the slot stays taken
 

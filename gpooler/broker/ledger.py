@@ -38,7 +38,14 @@ from gpooler.broker.messages import (
     WorkerId,
     WorkerMessage,
 )
-from gpooler.broker.shares import deficit, plan_evictions, plan_excess, plan_recalls, spread_minimum
+from gpooler.broker.shares import (
+    deficit,
+    is_needed_elsewhere,
+    plan_evictions,
+    plan_excess,
+    plan_recalls,
+    spread_minimum,
+)
 from gpooler.broker.slots import Cap, Holding, LedgerError, Route, RouteKey, Slot, SlotName, SlotState
 
 MAX_SLOT: Final = 1_000_000  # a larger slot number in a report is nonsense
@@ -79,8 +86,19 @@ class _Violation(Exception):
 @dataclass(slots=True, eq=False)
 class _Worker:
     worker: WorkerId
-    is_reported: bool
+    has_history: bool
+    is_reported: bool = False  # before that it is given nothing: a report would repeat it
     is_draining: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it may hold leases that we do not know of."""
+        return self.has_history and not self.is_reported
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether it may be given what it did not ask for."""
+        return self.is_reported and not self.is_draining
 
 
 class Ledger:
@@ -102,7 +120,7 @@ class Ledger:
         self._pending: dict[tuple[WorkerId, int], OpenRoute] = {}  # until every worker has reported
         self._is_serving = False
         self._opens_from_us = 0
-        self._has_history = False
+        self._must_settle = False
         self._generation = 0
         self._recall_id = 0
         self._round_us = 0  # the last round
@@ -131,12 +149,12 @@ class Ledger:
 
     def attach(self, worker: WorkerId, has_history: bool) -> None:
         """A worker lives. With a history it may hold leases: nothing is granted before it has reported."""
-        self._workers[worker] = _Worker(worker, is_reported=not has_history)
-        self._has_history |= has_history
+        self._workers[worker] = _Worker(worker, has_history)
 
-    def serve(self, now_us: int) -> list[Act]:
-        """Every worker that lives has been attached."""
+    def serve(self, now_us: int, is_first: bool) -> list[Act]:
+        """Every worker that lives has been attached. ``is_first``: there was no broker before."""
         self._is_serving = True
+        self._must_settle = not is_first
         self._begin_if_ready(now_us)
         return self._take()
 
@@ -210,6 +228,9 @@ class Ledger:
         self._wake = {route_id: at for route_id, at in self._wake.items() if at > now_us}
         for route in due:
             self._fill(now_us, [route])
+        for route in due:
+            self._evict(now_us, route)
+        for route in due:
             self._recall(now_us, route)
         if self._is_round(now_us):
             self._round_us = now_us
@@ -229,7 +250,7 @@ class Ledger:
     @property
     def is_ready(self) -> bool:
         """Whether every worker with a history has reported."""
-        return self._is_serving and all(worker.is_reported for worker in self._workers.values())
+        return self._is_serving and not any(worker.is_awaited for worker in self._workers.values())
 
     def check(self) -> None:
         """The invariant: granted ≤ every cap, no slot in two hands. Raises LedgerError."""
@@ -279,17 +300,19 @@ class Ledger:
         self, now_us: int, sender: _Worker, message: ReportSlot | ReportServer, state: SlotState
     ) -> Slot | None:
         """The slot that a worker reports; None when the report is a repetition."""
+        if sender.is_reported:
+            return None
         route, holding = self._holding(sender, message.route_id)
         known = route.slots.get(message.slot)
         if known is not None:
             if known.generation == message.generation and known.holder is holding:
                 return None
             raise _Violation(f"slot {known.name} is in other hands")
-        if sender.is_reported or not 0 < message.slot <= MAX_SLOT or message.generation < 0:
+        if not 0 < message.slot <= MAX_SLOT or message.generation < 0:
             raise _Violation(f"slot {message.slot} generation {message.generation}")
         self._generation = max(self._generation, message.generation)
         slot = route.add(message.slot, message.generation, state, holding)
-        slot.since_us = now_us
+        slot.since_us = slot.opened_us = now_us
         return slot
 
     def _on_report_end(self, now_us: int, sender: _Worker, message: ReportEnd) -> None:
@@ -301,8 +324,8 @@ class Ledger:
         """Once all is known: answer who waits for a route, make the fixed routes, grant."""
         if not self.is_ready:
             return
-        if self._has_history:
-            self._has_history = False
+        if self._must_settle:
+            self._must_settle = False
             self._opens_from_us = now_us + SETTLE_US
         pending, self._pending = self._pending, {}
         for (worker, _), message in pending.items():
@@ -410,8 +433,9 @@ class Ledger:
             raise _Violation("was never connected")
         slot.server = message.state
         slot.endpoint = message.state.endpoint
-        slot.since_us = now_us
+        slot.since_us = slot.opened_us = now_us
         slot.route.move(slot, SlotState.LEASED)
+        self._spread_minimum(slot.route)
 
     def _on_open_failed(self, now_us: int, sender: _Worker, message: OpenFailed) -> None:
         slot = self._slot(sender, message, (SlotState.OPENING,))
@@ -456,7 +480,7 @@ class Ledger:
         slot.server = message.state
         route.move(slot, SlotState.RETURNED)
         giver.leave(is_returned=True)
-        taker = self._taker(now_us, route, giver)
+        taker = None if is_needed_elsewhere(slot, now_us) else self._taker(now_us, route, giver)
         if taker is None:
             self._bury(now_us, slot)
             return
@@ -476,9 +500,7 @@ class Ledger:
         others = [holding for holding in waiting if holding is not giver]
         if others or waiting:
             return min(others or waiting, key=lambda holding: self._urgency(route, holding))
-        guests = [
-            holding for worker, holding in route.holdings.items() if not self._workers[worker].is_draining
-        ]
+        guests = [holding for worker, holding in route.holdings.items() if self._workers[worker].is_guest]
         return max(guests, key=lambda holding: (deficit(route, holding), holding is giver), default=None)
 
     def _on_recall_answer(self, now_us: int, sender: _Worker, message: RecallAnswer) -> None:
@@ -521,19 +543,19 @@ class Ledger:
         lack = deficit(route, holding) if holding.have else 0.0
         return holding.have > 0, -lack, holding.served_us
 
-    def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
+    def _grant_open(self, now_us: int, route: Route, holding: Holding, *, is_fill: bool = False) -> None:
         self._generation += 1
         slot = route.add(None, self._generation, SlotState.OPENING, holding)
         slot.since_us = now_us
         self._served(now_us, holding)
-        self._send(holding.worker, GrantOpen(route.route_id, slot.number, slot.generation))
+        self._send(holding.worker, GrantOpen(route.route_id, slot.number, slot.generation, is_fill))
 
     def _served(self, now_us: int, holding: Holding) -> None:
         holding.unmet = max(0, holding.unmet - 1)
         holding.served_us = now_us
 
     def _recall(self, now_us: int, route: Route) -> None:
-        """Recall for waiting clients what others can spare."""
+        """Recall for waiting clients what other workers can spare."""
         if not any(holding.unmet for holding in route.hungry.values()):
             return
         plan = plan_recalls(route, now_us)
@@ -541,7 +563,10 @@ class Ledger:
             self._send_recall(now_us, route, holding, count, is_eviction=False)
         if plan.wake_us is not None:
             self._wake[route.route_id] = plan.wake_us
-        if plan.recalls or route.paused_until_us > now_us or not self.is_ready:
+
+    def _evict(self, now_us: int, route: Route) -> None:
+        """Make room under caps that other routes fill."""
+        if route.paused_until_us > now_us or not self.is_ready:
             return
         for cap in route.caps:
             if len(cap.routes) > 1 and not cap.has_room:
@@ -567,7 +592,7 @@ class Ledger:
         """One server for each route below its min_pool_size, in the worker that has fewest of it."""
         if now_us < self._opens_from_us or not self.is_ready:
             return
-        workers = [entry.worker for entry in self._workers.values() if not entry.is_draining]
+        workers = [entry.worker for entry in self._workers.values() if entry.is_guest]
         for route in self._routes.values():
             if route.have >= route.min_pool_size or route.paused_until_us > now_us or not route.has_room:
                 continue
@@ -575,7 +600,7 @@ class Ledger:
             worker = min(workers, key=lambda worker: (have.get(worker, 0), worker), default=None)
             if worker is not None:
                 holding = route.holdings.get(worker) or self._introduce(route, worker, 0)
-                self._grant_open(now_us, route, holding)
+                self._grant_open(now_us, route, holding, is_fill=True)
 
     def _spread_minimum(self, route: Route) -> None:
         """Tell the workers how many servers they keep, where that changed."""
@@ -620,9 +645,12 @@ class Ledger:
 
     def _bury(self, now_us: int, slot: Slot) -> None:
         """The broker closes the server itself."""
+        was_returned = slot.state is SlotState.RETURNED
         slot.route.move(slot, SlotState.BURIED)
         slot.since_us = now_us
-        pid, secret_hex = (slot.server.pid, slot.server.secret_hex) if slot.server else (0, "")
+        pid, secret_hex = 0, ""
+        if slot.server is not None and not was_returned:
+            pid, secret_hex = slot.server.pid, slot.server.secret_hex
         timeout_us = slot.route.reset_timeout_us
         self._acts.append(Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us))
 

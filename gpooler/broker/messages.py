@@ -1,15 +1,16 @@
 """What a worker and the broker say to each other: one dataclass a message, one datagram each.
 
-The channel's first message is the worker's ``Hello``; then its report (``ReportRoute``, ``RouteParameters``,
-``ReportSlot``, ``ReportServer``, closed by ``ReportEnd``), also when there is nothing to report; then anything.
+The channel's first message is the worker's ``Hello``; then its report (``ReportRoute``,
+``RouteParameters``, ``ReportSlot``, ``ReportServer``, closed by ``ReportEnd``), also when there is nothing to
+report; then anything.
 A slot is named by (route_id, slot, generation); what names an old generation is a no-op. A generation
 ends when the slot changes hands or becomes free.
 
 The life of a lease, seen from the worker:
 
 - ``GrantOpen`` → connect → ``Connected`` (with a duplicate of the socket, before the login begins) → login
-  → ``Opened``; or ``OpenFailed`` at any point; or ``Declined`` when no server is needed any more. A grant
-  that finds no waiter may also be used and the server parked.
+  → ``Opened``; or ``OpenFailed`` at any point; or ``Declined`` when nobody waits any more, unless the
+  grant is a fill. A grant that finds no waiter may also be used and the server parked.
 - ``GrantServer`` → adopt the server that comes along; nothing is answered. A server that cannot be adopted
   is closed: ``Closing``, ``Closed``.
 - A server that PostgreSQL ended: ``Closed``. One that we end: leave epoll, Terminate, shut the sending half
@@ -293,6 +294,7 @@ class GrantOpen:
     route_id: int
     slot: int
     generation: int
+    is_fill: bool  # for min_pool_size: open and park it though nobody waits
 
 
 @dataclass(frozen=True, slots=True)

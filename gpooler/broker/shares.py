@@ -9,10 +9,10 @@ from math import floor
 from typing import Final
 
 from gpooler.broker.messages import WorkerId
-from gpooler.broker.slots import Cap, Holding, Route
+from gpooler.broker.slots import Cap, Holding, Route, Slot, SlotState
 
 PROTECTION_US: Final = 1_000  # a lease is not recalled sooner after its grant
-EVICTION_PROTECTION_US: Final = 100_000  # nor evicted from under a client: a login costs milliseconds
+EVICTION_PROTECTION_US: Final = 100_000  # a busy server lives at least so long: a login costs milliseconds
 PATIENCE_US: Final = 50_000  # a recall may wait for a long transaction: then ask another worker too
 _EPSILON: Final = 1e-9  # shares are quotients: 3 * (1 / 3) is a whole slot
 
@@ -46,9 +46,9 @@ def on_the_way(route: Route, now_us: int) -> int:
     )
 
 
-def recallable(holding: Holding, now_us: int, protection_us: int = PROTECTION_US) -> int:
+def recallable(holding: Holding, now_us: int) -> int:
     """Leases that may be recalled now."""
-    old = sum(slot.since_us + protection_us <= now_us for slot in holding.leased.values())
+    old = sum(slot.since_us + PROTECTION_US <= now_us for slot in holding.leased.values())
     return max(0, old - holding.owed - holding.owed_evictions)
 
 
@@ -141,12 +141,30 @@ def plan_evictions(route: Route, cap: Cap, now_us: int) -> list[tuple[Route, Hol
         if count > 0:
             evictions.append((other, holding, count))
             wanted -= count
-    if wanted > 0 and not evictions and not route.have and not _evictions_on_the_way(cap, now_us):
-        busy = [pair for pair in others if recallable(pair[1], now_us, EVICTION_PROTECTION_US)]
+    if not evictions and route.starves(now_us) and not _evictions_on_the_way(cap, now_us):
+        before_us = now_us - EVICTION_PROTECTION_US
+        busy = [
+            pair for pair in others if any(slot.opened_us <= before_us for slot in pair[1].leased.values())
+        ]
         if busy:
             other, holding = max(busy, key=lambda pair: (pair[0].have, pair[1].have))
             evictions.append((other, holding, 1))
     return evictions
+
+
+def is_needed_elsewhere(slot: Slot, now_us: int) -> bool:
+    """Whether a returned server is better closed: another route under its caps has waiters and nothing.
+
+    Recalls between the workers of a busy route may leave no moment in which an eviction finds a server.
+    """
+    if slot.opened_us + EVICTION_PROTECTION_US > now_us:
+        return False
+    return any(
+        other.starves(now_us)
+        for cap in slot.route.caps
+        if not cap.has_room and not _evictions_on_the_way(cap, now_us)
+        for other in cap.routes.values()
+    )
 
 
 def plan_excess(cap: Cap, now_us: int) -> list[tuple[Route, Holding, int]]:
@@ -169,12 +187,14 @@ def plan_excess(cap: Cap, now_us: int) -> list[tuple[Route, Holding, int]]:
 def _evictions_on_the_way(cap: Cap, now_us: int) -> int:
     """Places under a cap that will soon be free because something was or is being closed for them."""
     since_us = now_us - PATIENCE_US
-    return sum(
-        holding.owed_evictions * (holding.recalled_us > since_us)
-        + sum(slot.since_us > since_us for slot in holding.leaving.values())
+    owed = sum(
+        holding.owed_evictions
         for route in cap.routes.values()
         for holding in route.holdings.values()
+        if holding.recalled_us > since_us
     )
+    ending = (SlotState.LEAVING, SlotState.BURIED)
+    return owed + sum(slot.state in ending and slot.since_us > since_us for slot in cap.slots.values())
 
 
 def spread_minimum(route: Route) -> dict[WorkerId, int]:

@@ -87,6 +87,7 @@ class Slot:
     state: SlotState = SlotState.FREE
     holder: "Holding | None" = None
     since_us: int = 0  # when it came to its state, or into these hands
+    opened_us: int = 0  # when its server was logged in, or reported
     arrives_us: int = 0  # until then a server that was passed on counts as on its way
     server: ServerState | None = None
     endpoint: str = ""  # known from ``Connected`` on
@@ -197,6 +198,14 @@ class Route:
     def has_room(self) -> bool:
         """Whether every cap allows one slot more."""
         return all(cap.has_room for cap in self.caps)
+
+    def starves(self, now_us: int) -> bool:
+        """Whether clients wait, it has nothing at all and might open something."""
+        return (
+            self.paused_until_us <= now_us
+            and any(holding.unmet for holding in self.hungry.values())
+            and not self.have
+        )
 
     def check(self) -> None:
         """No slot in two hands, every cap kept. Raises LedgerError."""
