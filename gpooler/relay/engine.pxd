@@ -183,6 +183,7 @@ cdef struct Client:
     unsigned char address[16]
     unsigned char secret[32]
     uint32_t pid                # the process id it was given
+    uint32_t names              # Python's index of (database, user) as the client named them
     uint64_t request_us         # began its request (waiting included)
 
 

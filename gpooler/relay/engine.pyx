@@ -95,6 +95,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* buffer, size_t size, int flags)
     enum:
         SHUT_WR
+        SHUT_RDWR
         MSG_PEEK
         MSG_DONTWAIT
 
@@ -427,12 +428,15 @@ cdef void close_later(Engine* e, Conn* conn) noexcept nogil:
 # -- parameters ----------------------------------------------------------------------------------------
 
 
-cdef inline void replace_params(ParamSet** place, ParamSet* new) noexcept nogil:
-    """Put a held set in place of another."""
-    cdef ParamSet* old = place[0]
+cdef void replace_params(Engine* e, ParamSet** place, ParamSet* new) noexcept nogil:
+    """Put a held set in place of another; Python reads the place under the same lock."""
+    cdef ParamSet* old
     if new == NULL:
         return
+    pthread_mutex_lock(&e.lock)
+    old = place[0]
     place[0] = new
+    pthread_mutex_unlock(&e.lock)
     params_release(old)
 
 
@@ -454,13 +458,13 @@ cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32
                 and same_bytes(s.initial.items[i].text, body, name_size)):
             flags |= PARAM_READ_ONLY
     if s.client != NULL:
-        replace_params(&s.client.params,
+        replace_params(e, &s.client.params,
                        params_with(s.client.params, body, name_size, value, value_size, flags))
     elif s.conn.state == SERVER_PARKED:
         # nobody asked for it: the server's own default changed
-        replace_params(&s.initial, params_with(s.initial, body, name_size, value, value_size, flags))
+        replace_params(e, &s.initial, params_with(s.initial, body, name_size, value, value_size, flags))
         raise_event(e, &s.conn, EVENT_PARAMS)
-    replace_params(&s.params, params_with(s.params, body, name_size, value, value_size, flags))
+    replace_params(e, &s.params, params_with(s.params, body, name_size, value, value_size, flags))
 
 
 cdef bint same_bytes(const unsigned char* a, const unsigned char* b, uint32_t size) noexcept nogil:
@@ -568,7 +572,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     if c.flags & IN_SETUP:
         wants = params_merge(s.initial, c.params)
         if wants != NULL:
-            replace_params(&c.params, wants)
+            replace_params(e, &c.params, wants)
     if c.params != s.params:
         size = params_deploy(s.params, c.params, e.deploy + HEADER, MAX_DEPLOY - HEADER)
         if size < 0:
@@ -1119,7 +1123,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     s.flags |= CLOSE_AT_END
             elif answered == OWNER_DEPLOY:
                 if c != NULL and not s.flags & DEPLOY_FAILED:
-                    share_params(s, c)
+                    share_params(e, s, c)
             else:
                 reset_answered(e, s)
         s.conn.rx.kind = kind
@@ -1164,12 +1168,12 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             maybe_detach(e, s)
 
 
-cdef void share_params(Server* s, Client* c) noexcept nogil:
+cdef void share_params(Engine* e, Server* s, Client* c) noexcept nogil:
     """Our parameters were accepted: client and server now have the same set."""
     cdef ParamSet* same = params_settle(s.params, c.params)
     if same != NULL:
-        replace_params(&s.params, params_hold(same))
-        replace_params(&c.params, same)
+        replace_params(e, &s.params, params_hold(same))
+        replace_params(e, &c.params, same)
 
 
 cdef void deploy_failed(Engine* e, Server* s) noexcept nogil:
@@ -1343,7 +1347,7 @@ cdef void reset_answered(Engine* e, Server* s) noexcept nogil:
         nothing = params_empty()
         if nothing != NULL:
             same = params_settle(s.params, nothing)
-            replace_params(&s.params, same)
+            replace_params(e, &s.params, same)
             params_release(nothing)
 
 
@@ -1434,8 +1438,7 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
         s.flags |= IS_LOST
     conn_unregister(e, &s.conn)
     conn_forget(e, &s.conn)
-    shutdown(s.conn.fd, 2)
-    close(s.conn.fd)
+    shutdown(s.conn.fd, SHUT_RDWR)      # Python closes it: it may be sending it to a broker just now
     s.conn.fd = -1
     s.conn.state = SERVER_CLOSED
     servers_active_gauge(r)
@@ -2175,9 +2178,11 @@ cdef class ParameterSet:
         return hash(<uintptr_t> self._set)
 
 
-cdef ParameterSet wrap(ParamSet* s):
+cdef ParameterSet wrap(Engine* e, ParamSet** place):
     cdef ParameterSet result = ParameterSet()
-    result._set = params_hold(s)
+    pthread_mutex_lock(&e.lock)
+    result._set = params_hold(place[0])
+    pthread_mutex_unlock(&e.lock)
     return result
 
 
@@ -2388,13 +2393,18 @@ cdef class Relay:
         command.route = r
         self.post(command)
 
+    def set_keep(self, uint32_t route_id, uint32_t count):
+        """How many parked servers of the route pool_ttl spares."""
+        self.route_of(route_id).keep = count
+
     def adopt_client(self, int fd, uint32_t route_id, uint64_t client_id, ParameterSet parameters not None, *,
-                     bytes secret, bytes address, uint8_t family, uint16_t port, bint needs_setup,
-                     bytes pending):
+                     bytes secret, bytes address, uint8_t family, uint16_t port, uint32_t names,
+                     bint needs_setup, bytes pending):
         """Hand a client's socket over. Returns its handle.
 
         ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
-        bytes, empty for a Unix socket; ``pending``: bytes read beyond its login.
+        bytes, empty for a Unix socket; ``names``: what ``client`` gives back; ``pending``: bytes read
+        beyond its login.
         """
         cdef Client* c
         cdef Command* command
@@ -2413,6 +2423,7 @@ cdef class Relay:
         memcpy(c.address, PyBytes_AS_STRING(address), len(address))
         c.address_family = family
         c.port = port
+        c.names = names
         if needs_setup:
             c.flags = IN_SETUP
         if pending:
@@ -2441,7 +2452,10 @@ cdef class Relay:
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
                      bint is_unix):
-        """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle."""
+        """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
+
+        The caller keeps ``fd`` and closes it after EVENT_CLOSED or EVENT_RELEASED.
+        """
         cdef Server* s
         cdef Command* command
         cdef Route* r = self.route_of(route_id)
@@ -2656,18 +2670,20 @@ cdef class Relay:
             "state": c.conn.state,
             "reason": c.conn.reason,
             "pid": c.pid,
+            "names": c.names,
             "family": c.address_family,
-            "address": (<char*> c.address)[:16],
+            "address": (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0],
             "port": c.port,
             "born_us": c.conn.born_us,
             "note": b"" if c.conn.note == NULL else (<char*> c.conn.note)[:c.conn.note_size],
+            "secret": (<char*> c.secret)[:c.secret_size],
             "server": 0 if s == NULL else (<uint64_t> s.conn.generation << 32) | s.conn.index,
             "in_setup": bool(c.flags & IN_SETUP),
         }
 
     def client_parameters(self, uint64_t handle):
-        """The parameters a client's session expects; stable while it is set up or held."""
-        return wrap(self.client_of(handle).params)
+        """The parameters a client's session expects."""
+        return wrap(self.e, &self.client_of(handle).params)
 
     def server(self, uint64_t handle):
         """A server's record as a dictionary. Raises KeyError for a stale handle."""
@@ -2677,7 +2693,6 @@ cdef class Relay:
             "route": s.conn.route.id,
             "state": s.conn.state,
             "reason": s.conn.reason,
-            "fd": s.conn.fd,
             "pid": s.pid,
             "secret": (<char*> s.secret)[:s.secret_size],
             "slot": s.slot,
@@ -2689,9 +2704,9 @@ cdef class Relay:
         }
 
     def server_parameters(self, uint64_t handle):
-        """(parameters now, parameters after its login); stable once the server is released."""
+        """(parameters now, parameters after its login)."""
         cdef Server* s = self.server_of(handle)
-        return wrap(s.params), wrap(s.initial)
+        return wrap(self.e, &s.params), wrap(self.e, &s.initial)
 
     def free_client(self, uint64_t handle):
         """Give a closed client's record back; its handle is stale from now on."""

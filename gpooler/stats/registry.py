@@ -56,6 +56,7 @@ class RouteWord(IntEnum):
     LOGINS = 19  # (hub)
     OLDEST_WAIT_US = 20  # monotonic time in us at which the head of the queue began to wait, 0 none
     SERVERS_OPENED = 21  # (hub)
+    CLIENTS_ADMITTED = 22  # gauge (hub): clients counted against the rule's client_max
 
 
 ROUTE_GAUGES: Final = frozenset(
@@ -67,6 +68,7 @@ ROUTE_GAUGES: Final = frozenset(
         RouteWord.SERVERS_IDLE,
         RouteWord.SERVERS_LOGIN,
         RouteWord.SERVERS_CLOSING,
+        RouteWord.CLIENTS_ADMITTED,
         RouteWord.OLDEST_WAIT_US,
     }
 )

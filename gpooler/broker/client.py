@@ -1,0 +1,120 @@
+"""The worker's side of the channel to the broker. Survives the broker: a new one is told everything."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import gevent
+from gevent.event import AsyncResult
+
+from gpooler.broker import messages
+from gpooler.broker.codec import ChannelProtocolError, Message
+from gpooler.errors import InternalError
+from gpooler.log import Logger
+from gpooler.process.channels import Channel, ChannelClosed
+from gpooler.stats.registry import ProcessWord
+from gpooler.stats.shared import SharedCounters
+
+Report = list[tuple[Message, list[int]]]
+
+
+class Worker(Protocol):
+    """Whom the broker speaks to. Descriptors that come along are the worker's."""
+
+    def report(self) -> Report:
+        """Routes with their parameters, then slots; sent between Hello and ReportEnd."""
+
+    def on_broker_message(self, message: Message, fds: list[int]) -> None:
+        """A message that is no answer to ``open_route``."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRoute:
+    """What the broker says of a route."""
+
+    route_id: int
+    parameters: dict[str, str] | None
+
+
+class BrokerClient:
+    """Sends in order and never waits; what is sent while there is no broker is covered by the report."""
+
+    def __init__(
+        self,
+        hello: Callable[[], messages.Hello],
+        worker: Worker,
+        counters: SharedCounters,
+        logger: Logger,
+    ) -> None:
+        self._hello: Final = hello
+        self._worker = worker
+        self._counters = counters
+        self._logger = logger
+        self._channel: Channel | None = None
+        self._next_token = 1
+        self._pending: dict[int, tuple[messages.OpenRoute, AsyncResult]] = {}
+        self._wants: dict[int, int] = {}
+
+    def attach(self, channel: Channel) -> None:
+        """A fresh channel, maybe to a new broker: report, then ask again for what is still open."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+        self.send(self._hello())
+        for message, fds in self._worker.report():
+            self.send(message, fds)
+        self.send(messages.ReportEnd())
+        for request, _ in self._pending.values():
+            self.send(request)
+        for route_id, waiting in self._wants.items():
+            self.send(messages.Want(route_id, waiting))
+        gevent.spawn(self._receive, channel)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send or queue a message; the descriptors stay the caller's."""
+        if self._channel is not None:
+            self._channel.send(message, fds)
+            self._counters.add_process(ProcessWord.BROKER_SENT)
+
+    def want(self, route_id: int, waiting: int) -> None:
+        """So many clients of the route wait; 0 withdraws."""
+        if waiting:
+            self._wants[route_id] = waiting
+        else:
+            self._wants.pop(route_id, None)
+        self.send(messages.Want(route_id, waiting))
+
+    def open_route(self, rule: str, database: str, user: str) -> OpenedRoute:
+        """The id of a route. Yields, also while the broker is being replaced. Raises InternalError."""
+        request = messages.OpenRoute(self._next_token, rule, database, user)
+        self._next_token += 1
+        answer: AsyncResult = AsyncResult()
+        self._pending[request.token] = (request, answer)
+        try:
+            self.send(request)
+            reply = answer.get()
+        finally:
+            del self._pending[request.token]
+        if isinstance(reply, messages.RouteRefused):
+            raise InternalError("route refused", cause=reply.cause)
+        assert isinstance(reply, messages.RouteOpened)
+        return OpenedRoute(reply.route_id, reply.parameters)
+
+    def _receive(self, channel: Channel) -> None:
+        try:
+            while (item := channel.receive()) is not None:
+                self._counters.add_process(ProcessWord.BROKER_RECEIVED)
+                self._on_message(*item)
+            self._logger.error("the broker is gone; servers already leased go on", context="broker")
+        except ChannelClosed:
+            return
+        except ChannelProtocolError as error:
+            self._logger.error(f"the broker speaks another language: {error}", context="broker")
+
+    def _on_message(self, message: Message, fds: list[int]) -> None:
+        if isinstance(message, messages.RouteOpened | messages.RouteRefused) and message.token:
+            waiting = self._pending.get(message.token)
+            if waiting is not None:
+                waiting[1].set(message)
+            return
+        self._worker.on_broker_message(message, fds)

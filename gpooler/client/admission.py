@@ -1,0 +1,56 @@
+"""Limits of clients over all workers, without a message: own cell up, sum, step back if too many."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.stats.shared import SharedCounters
+
+BALANCE_PART: Final = 0.05  # a worker this much …
+BALANCE_CLIENTS: Final = 8  # … and this many clients over the mean lets others accept
+
+
+class Admission:
+    """Counts clients in the worker's own cells; ``peers`` are the counters of the other workers."""
+
+    def __init__(self, counters: SharedCounters) -> None:
+        self._own = counters
+        self.peers: dict[int, SharedCounters] = {}  # by incarnation
+
+    def _all(self) -> Iterable[SharedCounters]:
+        yield self._own
+        yield from self.peers.values()
+
+    def enter(self, limit: int | None) -> bool:
+        """Count one more client; False, and not counted, when there would be more than ``limit``."""
+        self._own.add_process(ProcessWord.CLIENTS)
+        if limit is None or sum(cell.process(ProcessWord.CLIENTS) for cell in self._all()) <= limit:
+            return True
+        self.leave()
+        return False
+
+    def leave(self) -> None:
+        """A counted client is gone."""
+        self._own.add_process(ProcessWord.CLIENTS, -1)
+
+    def enter_route(self, route_id: int, limit: int | None) -> bool:
+        """As ``enter``, of one route."""
+        self._own.add_route(route_id, RouteWord.CLIENTS_ADMITTED)
+        if limit is None:
+            return True
+        if sum(cell.route(route_id, RouteWord.CLIENTS_ADMITTED) for cell in self._all()) <= limit:
+            return True
+        self.leave_route(route_id)
+        return False
+
+    def leave_route(self, route_id: int) -> None:
+        """A counted client of the route is gone."""
+        self._own.add_route(route_id, RouteWord.CLIENTS_ADMITTED, -1)
+
+    def has_too_many(self) -> bool:
+        """Whether this worker should let others accept: it is over the mean, and another one accepts."""
+        if not any(peer.process(ProcessWord.LISTENING) for peer in self.peers.values()):
+            return False
+        mine = self._own.process(ProcessWord.CLIENTS)
+        mean = sum(cell.process(ProcessWord.CLIENTS) for cell in self._all()) / (1 + len(self.peers))
+        return mine > mean * (1 + BALANCE_PART) and mine > mean + BALANCE_CLIENTS

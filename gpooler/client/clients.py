@@ -1,0 +1,330 @@
+"""The clients of one worker: accepted here, logged in by ``login``, then known by relay handles only."""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+from gevent.server import StreamServer
+
+from gpooler.client.admission import Admission
+from gpooler.client.connection import Connection
+from gpooler.client.login import Login, SetUp
+from gpooler.clock import monotonic_us
+from gpooler.config.model import Config
+from gpooler.errors import (
+    AdminShutdown,
+    GpoolerError,
+    InternalError,
+    LoginTimeout,
+    PoolTimeout,
+    PostgresError,
+    ProtocolViolation,
+    QueryCancelled,
+    ServerConnectFailed,
+    ServerLost,
+    ServerProtocol,
+    StatementPoolRefusal,
+)
+from gpooler.log import LogContext, Logger, client_id
+from gpooler.net.listen import Listener
+from gpooler.reasons import Reason
+from gpooler.relay.engine import Relay
+from gpooler.relay.events import ClientEvent
+from gpooler.routing.route import Route
+from gpooler.stats.registry import ProcessWord
+from gpooler.stats.shared import SharedCounters
+from gpooler.wire import messages
+
+ID_BYTES: Final = 6
+TIMEOUT_TICK_S: Final = 0.05  # precision of client_login_timeout
+BALANCE_TICK_S: Final = 0.02  # a worker that paused looks so often whether it may accept again
+CLIENT_LEAVING: Final = 4  # relay/engine.pxd: ClientState
+NO_LINGER: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {1, 0}
+
+
+class Listening(StreamServer):  # type: ignore[misc]
+    """Accepts into greenlets, with bare descriptors. One connection a turn, so that workers share fairly."""
+
+    max_accept = 1
+
+    def __init__(self, listener: Listener, accept: Callable[[int, object], None]) -> None:
+        super().__init__(listener.socket.dup())
+        self._accept = accept
+
+    def do_read(self) -> tuple[int, object] | None:
+        try:
+            fd, address = self.socket._accept()
+        except BlockingIOError:
+            return None
+        return fd, address
+
+    def do_close(self, *args: object) -> None:
+        return
+
+    def wrap_socket_and_handle(self, fd: int, address: object) -> None:
+        self._accept(fd, address)
+
+    def do_handle(self, *args: object) -> None:
+        self._accept(*args)  # type: ignore[arg-type]
+
+
+class Clients:
+    """Accepts, and handles what the relay says of clients."""
+
+    def __init__(
+        self,
+        config: Config,
+        relay: Relay,
+        counters: SharedCounters,
+        admission: Admission,
+        listeners: tuple[Listener, ...],
+        logger: Logger,
+        routes: dict[int, Route],
+    ) -> None:
+        self._config = config
+        self._relay = relay
+        self._counters = counters
+        self._admission = admission
+        self._logger = logger
+        self._routes = routes
+        self._is_session_logged = config.logging.log_session
+        self._lingers = not config.performance.disable_nolinger
+        self._names: list[tuple[str, str]] = []
+        self._name_index: dict[tuple[str, str], int] = {}
+        self._setups: dict[int, SetUp] = {}
+        self._logins: deque[tuple[int, gevent.Greenlet, Connection, int]] = deque()
+        self._ticker: gevent.Greenlet | None = None
+        self._is_paused = False
+        self.login: Login | None = None
+        self._servers = [
+            Listening(listener, self._acceptor(listener)) for listener in listeners
+        ]
+
+    # -- accepting
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for server in self._servers:
+            server.start()
+        self._counters.set_process(ProcessWord.LISTENING, 1)
+
+    def stop(self) -> None:
+        """Accept no more."""
+        self._counters.set_process(ProcessWord.LISTENING, 0)
+        for server in self._servers:
+            server.close()
+        self._servers = []
+
+    def _acceptor(self, listener: Listener) -> Callable[[int, object], None]:
+        timeout_ms = self._config.listen[listener.index].client_login_timeout
+        is_unix = listener.is_unix
+
+        def accept(fd: int, peer: object) -> None:
+            os.set_blocking(fd, False)
+            if is_unix:
+                family, address, port, host = 0, b"", 0, "local"
+            else:
+                assert isinstance(peer, tuple)
+                host, port = peer[0], peer[1]
+                if ":" in host:
+                    family, address = 6, socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+                else:
+                    family, address = 4, socket.inet_aton(host)
+                if self._lingers:
+                    with socket.socket(fileno=os.dup(fd)) as sock:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            number = int.from_bytes(os.urandom(ID_BYTES))
+            who = LogContext(client=client_id(number), client_host=host, client_port=port)
+            client = Connection(fd, family, address, port, number, who)
+            assert self.login is not None
+            greenlet = gevent.spawn(self._run_login, client)
+            self._logins.append((monotonic_us() + timeout_ms * 1000, greenlet, client, timeout_ms))
+            if self._ticker is None:
+                self._ticker = gevent.spawn(self._end_late_logins)
+            if not self._is_paused and self._admission.has_too_many():
+                self._pause()
+
+        return accept
+
+    def _run_login(self, client: Connection) -> None:
+        self._counters.add_process(ProcessWord.CLIENTS_LOGIN)
+        try:
+            assert self.login is not None
+            self.login.run(client)
+        finally:
+            self._counters.add_process(ProcessWord.CLIENTS_LOGIN, -1)
+
+    def _end_late_logins(self) -> None:
+        """End logins that take longer than ``client_login_timeout``. Deadlines of one listener are in order."""
+        while self._logins:
+            gevent.sleep(TIMEOUT_TICK_S)
+            now_us = monotonic_us() + int(TIMEOUT_TICK_S * 1e6)
+            kept: deque[tuple[int, gevent.Greenlet, Connection, int]] = deque()
+            while self._logins:
+                item = self._logins.popleft()
+                deadline_us, greenlet, client, timeout_ms = item
+                if greenlet.dead:
+                    continue
+                if now_us < deadline_us:
+                    kept.append(item)
+                    continue
+                greenlet.kill(LoginTimeout(timeout_ms), block=False)
+            self._logins = kept
+        self._ticker = None
+
+    def _pause(self) -> None:
+        """Too many clients here: let other workers accept until the counts are even."""
+        self._is_paused = True
+        self._counters.set_process(ProcessWord.LISTENING, 0)
+        for server in self._servers:
+            server.stop_accepting()
+        gevent.spawn(self._resume)
+
+    def _resume(self) -> None:
+        while self._admission.has_too_many():
+            gevent.sleep(BALANCE_TICK_S)
+        self._is_paused = False
+        if self._servers:
+            self._counters.set_process(ProcessWord.LISTENING, 1)
+        for server in self._servers:
+            server.start_accepting()
+
+    # -- the relay has them
+
+    def names(self, database: str, user: str) -> int:
+        """The index under which the relay keeps a client's names."""
+        pair = (database, user)
+        index = self._name_index.get(pair)
+        if index is None:
+            index = self._name_index[pair] = len(self._names)
+            self._names.append(pair)
+        return index
+
+    def on_adopted(self, handle: int, client: Connection, setup: SetUp | None) -> None:
+        """A client is the relay's."""
+        if setup is not None:
+            self._setups[handle] = setup
+        if self._is_session_logged:
+            self._logger.info("client connected", context="startup", who=client.who)
+
+    def on_event(self, handle: int, bits: int) -> None:
+        """Events of one client (``relay/engine.pxd: EventBit``)."""
+        if bits & ClientEvent.READY and not bits & ClientEvent.CLOSED:
+            assert self.login is not None
+            setup = self._setups.pop(handle, None)
+            if setup is not None:
+                try:
+                    self.login.finish_setup(handle, setup)
+                except KeyError:
+                    pass  # its server is gone already: EVENT_TEXT_WANTED follows
+        if bits & ClientEvent.TEXT_WANTED and not bits & ClientEvent.CLOSED:
+            self._say_why(handle)
+        if bits & ClientEvent.CLOSED:
+            self._on_closed(handle)
+
+    def _who(self, record: dict[str, object]) -> LogContext:
+        database, user = self._names[int(record["names"])]  # type: ignore[call-overload]
+        return LogContext(
+            client=client_id(int(record["id"])),  # type: ignore[call-overload]
+            user=user,
+            database=database,
+            client_host=_host(int(record["family"]), record["address"]),  # type: ignore[call-overload,arg-type]
+            client_port=int(record["port"]),  # type: ignore[call-overload]
+        )
+
+    def _say_why(self, handle: int) -> None:
+        record = self._relay.client(handle)
+        route = self._routes[record["route"]]
+        error = self._error(route, record)
+        self._logger.error(
+            f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record)
+        )
+        shown = client_id(record["id"]) if route.rule.client_show_id else None
+        is_end = record["state"] == CLIENT_LEAVING
+        text = messages.error_response(_as_fatal(error) if is_end else error, shown)
+        self._relay.inject(handle, text, close_after=is_end)
+
+    def _error(self, route: Route, record: dict[str, object]) -> GpoolerError:
+        """What a client is told for the reason the relay gives."""
+        reason = Reason(int(record["reason"]))  # type: ignore[call-overload]
+        note = record["note"]
+        assert isinstance(note, bytes)
+        match reason:
+            case Reason.CLIENT_POOL_TIMEOUT:
+                length = int.from_bytes(note, "little")
+                error = PoolTimeout(route.rule.pool_timeout, route.rule.pool_size, length)
+                if route.failure is not None:
+                    error.cause = f"last server login failed: {route.failure.log_text()}"
+                return error
+            case Reason.CLIENT_PROTOCOL:
+                return ProtocolViolation("invalid frontend message")
+            case Reason.CLIENT_CANCELLED:
+                return QueryCancelled()
+            case Reason.STATEMENT_POOL:
+                return StatementPoolRefusal()
+            case Reason.SERVER_LOST:
+                return ServerLost()
+            case Reason.SERVER_PROTOCOL:
+                return ServerProtocol(cause="unexpected message")
+            case Reason.SERVER_DEPLOY_FAILED:
+                return PostgresError(messages.parse_error(note[5:]))
+            case Reason.SERVER_CONNECT:
+                return _connect_error(route)
+            case Reason.SHUTDOWN:
+                return AdminShutdown()
+        return InternalError(f"connection ended: {reason.label}")
+
+    def _on_closed(self, handle: int) -> None:
+        record = self._relay.client(handle)
+        self._setups.pop(handle, None)
+        self._admission.leave()
+        self._admission.leave_route(record["route"])
+        if self._is_session_logged:
+            seconds = (monotonic_us() - record["born_us"]) / 1e6
+            self._logger.info(
+                f"client disconnected: {Reason(record['reason']).label}, after {seconds:.3f} s",
+                context="main",
+                who=self._who(record),
+            )
+        self._relay.free_client(handle)
+
+    def log_texts(self) -> None:
+        """Query texts that wait for the log."""
+        for handle, text in self._relay.texts():
+            try:
+                who = self._who(self._relay.client(handle))
+            except KeyError:
+                continue
+            self._logger.info(_query_text(text), context="query", who=who)
+
+
+def _connect_error(route: Route) -> GpoolerError:
+    """Why no server could be opened: the server's own words only with ``client_fwd_error``."""
+    failure = route.failure
+    if isinstance(failure, PostgresError) and route.rule.client_fwd_error:
+        return failure
+    return ServerConnectFailed(cause="" if failure is None else failure.log_text())
+
+
+def _as_fatal(error: GpoolerError) -> GpoolerError:
+    """The last message of a connection has severity FATAL."""
+    fields = error.fields()
+    if fields["S"] == "FATAL":
+        return error
+    return PostgresError({**fields, "S": "FATAL", "V": "FATAL"})
+
+
+def _query_text(text: bytes) -> str:
+    """A Query's SQL, or a Parse's name and SQL."""
+    return " ".join(part.decode("utf-8", "backslashreplace") for part in text.split(b"\0") if part)
+
+
+def _host(family: int, address: bytes) -> str:
+    if family == 0:
+        return "local"
+    return socket.inet_ntop(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
+
+

@@ -1,0 +1,334 @@
+"""A worker process: puts its parts together and obeys the master."""
+
+import os
+import socket
+from typing import Final
+
+import gevent
+from gevent import get_hub, monkey
+from gevent.event import AsyncResult, Event
+
+from gpooler.broker import messages as broker_messages
+from gpooler.broker.client import BrokerClient, Report
+from gpooler.broker.codec import ChannelProtocolError, Codec, Message
+from gpooler.client import peers
+from gpooler.client.admission import Admission
+from gpooler.client.cancels import Cancels
+from gpooler.client.clients import Clients
+from gpooler.client.login import Login
+from gpooler.clock import monotonic_us
+from gpooler.config.model import Rule
+from gpooler.errors import AdminShutdown
+from gpooler.logs.queued import open_log
+from gpooler.net.listen import tcp_options
+from gpooler.net.resolve import Resolver
+from gpooler.process import control
+from gpooler.process.channels import Channel, ChannelClosed
+from gpooler.process.context import EXIT_OK, WorkerContext
+from gpooler.process.heartbeat import BEAT_INTERVAL_S
+from gpooler.relay.engine import Relay
+from gpooler.relay.events import RouteEvent
+from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
+from gpooler.server.servers import Servers
+from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.stats.shared import SharedCounters
+from gpooler.wire import messages
+
+DRAIN_TICK_S: Final = 0.1
+
+
+def run_worker(context: WorkerContext) -> int:
+    """Body of a worker process; returns its exit status (``process/context.py``)."""
+    monkey.patch_all()
+    return Worker(context).run()
+
+
+class Worker:
+    """One worker. Everything but the relay runs in this process' hub."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        config, counters = context.config, context.counters
+        self._config = config
+        self._counters = counters
+        self._log = open_log(
+            context.log, lambda total: counters.set_process(ProcessWord.LOG_LINES_LOST, total)
+        )
+        self._logger = self._log.logger
+        self._relay = Relay(counters.address, context.worker)
+        self._cancels = Cancels(
+            context.worker, context.workers, config.limits, self._relay, self._logger
+        )
+        self._servers = Servers(
+            config,
+            self._relay,
+            counters,
+            Resolver(config.performance.dns_cache_ttl),
+            self._logger,
+            context.workers,
+            self._cancels.deliver,
+        )
+        self._cancels.address_of = self._servers.address_of
+        self._admission = Admission(counters)
+        self._clients = Clients(
+            config,
+            self._relay,
+            counters,
+            self._admission,
+            context.listeners,
+            self._logger,
+            self._servers.routes,
+        )
+        self._clients.login = Login(
+            config,
+            self._relay,
+            counters,
+            self._admission,
+            self,
+            self._cancels,
+            self._logger,
+            context.workers,
+            context.mock_key,
+            self._clients.names,
+            self._clients.on_adopted,
+        )
+        self._broker = BrokerClient(self._hello, self, counters, self._logger)
+        self._servers.broker = self._broker
+        self._rules = {rule.name: rule for rule in config.rules}
+        self._routes: dict[RouteKey, Route] = {}
+        self._opening: dict[RouteKey, Event] = {}
+        self._recalls: dict[int, tuple[int, int]] = {}  # token → (route id, recall id)
+        self._drops: dict[int, AsyncResult] = {}
+        self._login_timeout_ms = max(listen.client_login_timeout for listen in config.listen)
+        self._is_draining = False
+        self._ended = Event()
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        # A bare native thread: the hub's pool is for work that ends.
+        monkey.get_original("_thread", "start_new_thread")(self._relay.run, ())
+        watcher = get_hub().loop.io(self._relay.event_fd, 1)
+        watcher.start(self._on_relay)
+        gevent.spawn(self._beat)
+        control_channel = Channel(self._context.control, control.CODEC)
+        gevent.spawn(self._obey, control_channel)
+        self._clients.start()
+        control_channel.send(control.Ready(os.getpid()))
+        self._ended.wait()
+        self._relay.stop()
+        self._log.close()
+        return EXIT_OK
+
+    def _beat(self) -> None:
+        while True:
+            self._counters.add_process(ProcessWord.HUB_BEAT)
+            gevent.sleep(BEAT_INTERVAL_S / 2)
+
+    # -- the master speaks
+
+    def _obey(self, channel: Channel) -> None:
+        try:
+            while (item := channel.receive()) is not None:
+                self._on_control(*item)
+        except (ChannelClosed, ChannelProtocolError) as error:
+            self._logger.fatal(f"the master's channel broke: {error}")
+        os._exit(EXIT_OK)  # the master is gone: nothing is left to serve
+
+    def _on_control(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case control.AttachBroker():
+                self._broker.attach(_channel(fds[0], broker_messages.CODEC))
+            case control.AttachPeer(worker=worker, incarnation=incarnation):
+                self._admission.peers[incarnation] = SharedCounters.attach(fds[1])
+                self._cancels.attach_peer(worker, _channel(fds[0], peers.CODEC))
+            case control.DetachPeer(worker=worker, incarnation=incarnation):
+                gone = self._admission.peers.pop(incarnation, None)
+                if gone is not None:
+                    gone.close()
+                self._cancels.detach_peer(worker)
+            case control.ReopenLog():
+                self._log.reopen()
+            case control.Drain():
+                if not self._is_draining:
+                    self._is_draining = True
+                    gevent.spawn(self._drain)
+
+    # -- drain
+
+    def _drain(self) -> None:
+        """Clients are dropped between transactions at the configured rate; then the servers are closed."""
+        options = self._config.service.conn_drop_options
+        self._clients.stop()
+        assert self._clients.login is not None
+        self._clients.login.is_draining = True
+        self._broker.send(broker_messages.Draining())
+        farewell = messages.error_response(AdminShutdown())
+        next_drop_us = monotonic_us()
+        while True:
+            count = 0
+            if options.drop_enabled and monotonic_us() >= next_drop_us:
+                count = options.rate
+                next_drop_us += options.interval_ms * 1000
+            answer: AsyncResult = AsyncResult()
+            self._drops[self._relay.drop_idle(count, farewell)] = answer
+            dropped, left = answer.get()
+            if not left and not self._counters.process(ProcessWord.CLIENTS):
+                break
+            if dropped and options.rate > dropped:
+                continue
+            gevent.sleep(min(DRAIN_TICK_S, max(0.001, (next_drop_us - monotonic_us()) / 1e6)))
+        self._servers.close_all()
+        while self._servers.leases:
+            gevent.sleep(DRAIN_TICK_S)
+        self._logger.info("worker drained", context="worker")
+        self._ended.set()
+
+    # -- routes
+
+    def open(self, rule: Rule, database: str, user: str) -> Route:
+        """The route of a client (``client.login.Routes``). Yields when it is new. Raises GpoolerError."""
+        key = key_of(rule, database, user)
+        route = self._routes.get(key)
+        while route is None:
+            opening = self._opening.get(key)
+            if opening is not None:
+                opening.wait()
+                route = self._routes.get(key)
+                continue
+            self._opening[key] = opening = Event()
+            try:
+                opened = self._broker.open_route(key.rule, key.database, key.user)
+                route = self._make_route(opened.route_id, key, opened.parameters)
+            finally:
+                del self._opening[key]
+                opening.set()
+        return route
+
+    def _make_route(self, route_id: int, key: RouteKey, parameters: dict[str, str] | None) -> Route:
+        known = self._servers.routes.get(route_id)
+        if known is not None:
+            return known
+        rule = self._rules[key.rule]
+        performance = self._config.performance
+
+        def of_rule(value: int | None, general: int) -> int:
+            return general if value is None else value
+
+        options = tcp_options(
+            is_nodelay=performance.nodelay,
+            keepalive_s=of_rule(rule.keepalive, performance.keepalive),
+            interval_s=of_rule(rule.keepalive_keep_interval, performance.keepalive_keep_interval),
+            probes=of_rule(rule.keepalive_probes, performance.keepalive_probes),
+            user_timeout_ms=of_rule(rule.keepalive_usr_timeout, performance.keepalive_usr_timeout),
+        )
+        route = Route(
+            route_id,
+            rule,
+            key.database,
+            key.user,
+            endpoint_of(self._config, rule),
+            tuple(options),
+        )
+        if parameters is not None:
+            self._servers.learn(route, parameters, is_news=False)
+        self._relay.open_route(
+            route_id,
+            mode=route.mode,
+            discard=rule.pool_discard,
+            can_cancel=rule.pool_cancel,
+            can_rollback=rule.pool_rollback,
+            attach_check=rule.pool_attach_check,
+            log_query=rule.log_query or self._config.logging.log_query,
+            pool_timeout_ms=rule.pool_timeout,
+            pool_ttl_s=rule.pool_ttl,
+            reset_timeout_ms=rule.pool_reset_timeout_ms,
+            login_timeout_ms=self._login_timeout_ms,
+            keep=0,
+        )
+        self._servers.routes[route_id] = route
+        self._routes[key] = route
+        return route
+
+    # -- the broker speaks
+
+    def _hello(self) -> broker_messages.Hello:
+        context = self._context
+        return broker_messages.Hello(
+            broker_messages.PROTOCOL_VERSION, os.getpid(), context.worker, context.incarnation
+        )
+
+    def report(self) -> Report:
+        """What a new broker must know (``broker.client.Worker``)."""
+        result: Report = []
+        for route in self._servers.routes.values():
+            key = route.key
+            result.append(
+                (broker_messages.ReportRoute(route.route_id, key.rule, key.database, key.user), [])
+            )
+            if route.parameters is not None:
+                result.append((broker_messages.RouteParameters(route.route_id, route.parameters), []))
+        result.extend(self._servers.report())
+        return result
+
+    def on_broker_message(self, message: Message, fds: list[int]) -> None:
+        """``broker.client.Worker``."""
+        match message:
+            case broker_messages.GrantOpen(route_id=route_id, slot=slot, generation=generation):
+                self._servers.on_grant_open(route_id, slot, generation)
+            case broker_messages.GrantServer(
+                route_id=route_id, slot=slot, generation=generation, state=state
+            ):
+                self._servers.on_grant_server(route_id, slot, generation, state, fds[0])
+            case broker_messages.Recall(
+                route_id=route_id, recall_id=recall_id, count=count, is_eviction=is_eviction
+            ):
+                token = self._servers.on_recall(route_id, recall_id, count, is_eviction)
+                self._recalls[token] = (route_id, recall_id)
+            case broker_messages.Keep(route_id=route_id, count=count):
+                self._servers.on_keep(route_id, count)
+            case broker_messages.RouteParameters(route_id=route_id, parameters=parameters):
+                self._servers.learn(self._servers.routes[route_id], parameters, is_news=False)
+            case broker_messages.RouteOpened(
+                route_id=route_id, rule=rule, database=database, user=user, parameters=known
+            ):
+                self._make_route(route_id, RouteKey(rule, database, user), known)
+
+    # -- the relay speaks
+
+    def _on_relay(self) -> None:
+        """In the hub: nothing here waits."""
+        for kind, subject, what in self._relay.poll():
+            if kind == "c":
+                self._clients.on_event(subject, what)
+            elif kind == "s":
+                self._servers.on_event(subject, what)
+            elif kind == "r":
+                self._on_route(subject, what)
+            else:
+                self._on_reply(subject, what)
+        self._clients.log_texts()
+
+    def _on_route(self, route_id: int, bits: int) -> None:
+        if bits & RouteEvent.DEMAND:
+            waiting = self._counters.route(route_id, RouteWord.CLIENTS_WAITING)
+            self._broker.want(route_id, max(1, waiting))
+        elif bits & RouteEvent.CALM:
+            self._broker.want(route_id, 0)
+
+    def _on_reply(self, token: int, reply: tuple[int, int, int]) -> None:
+        now, later, _ = reply
+        recall = self._recalls.pop(token, None)
+        if recall is not None:
+            self._broker.send(broker_messages.RecallAnswer(*recall, now, later))
+            return
+        drop = self._drops.pop(token, None)
+        if drop is not None:
+            drop.set((now, later))
+            return
+        self._cancels.on_reply(token, reply)
+
+
+def _channel(fd: int, codec: Codec) -> Channel:
+    """A channel over a descriptor that the master sent."""
+    return Channel(socket.socket(fileno=fd), codec)
+

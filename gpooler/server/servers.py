@@ -1,0 +1,406 @@
+"""The servers of one worker: leases come from the broker, connections go to the relay and end here."""
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import gevent
+import gevent.socket
+from gevent.lock import BoundedSemaphore
+
+from gpooler.auth.secrets import Secret
+from gpooler.broker import messages
+from gpooler.broker.codec import Message
+from gpooler.clock import monotonic_us
+from gpooler.config.model import Config
+from gpooler.errors import GpoolerError, PostgresError, ServerFault
+from gpooler.log import LogContext, Logger, server_id
+from gpooler.net.resolve import Address, Resolver
+from gpooler.reasons import Reason
+from gpooler.relay.engine import ParameterSet, Relay
+from gpooler.routing.route import Route
+from gpooler.relay.events import ServerEvent
+from gpooler.server.login import OpenServer, open_server
+from gpooler.stats.registry import RouteWord
+from gpooler.stats.shared import SharedCounters
+from gpooler.wire.text import decode, encode
+
+# Reported by PostgreSQL, but no session can set them.
+READ_ONLY: Final = frozenset(
+    {
+        b"server_version",
+        b"server_encoding",
+        b"integer_datetimes",
+        b"is_superuser",
+        b"session_authorization",
+        b"in_hot_standby",
+    }
+)
+TOO_MANY_CONNECTIONS: Final = "53300"
+# PostgreSQL is starting, stopping or recovering: waiting helps.
+TRANSIENT: Final = frozenset({TOO_MANY_CONNECTIONS, "57P01", "57P02", "57P03"})
+RETRY_MS: Final = 100  # pause after a failed connect, so that a dead host is not asked in a loop
+LIFETIME_SPREAD: Final = 0.2  # part of server_lifetime over which the ends are spread
+ID_BITS: Final = 48
+
+
+class Broker(Protocol):
+    """What is needed of the way to the broker."""
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send or queue a message; the descriptors stay the caller's."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """A slot of this worker: being opened, open or closing. ``fd`` is -1 before the connect."""
+
+    route: Route
+    slot: int
+    generation: int
+    server_id: int
+    fd: int = -1
+    address: Address | None = None
+    state: messages.ServerState | None = None
+    is_closing: bool = False
+
+
+class Servers:
+    """Opens what the broker grants, and tells it what becomes of each slot."""
+
+    def __init__(
+        self,
+        config: Config,
+        relay: Relay,
+        counters: SharedCounters,
+        resolver: Resolver,
+        logger: Logger,
+        workers: int,
+        cancel: Callable[[int], None],
+    ) -> None:
+        """``cancel`` delivers a cancel request to the server of a handle and then ends it in the relay."""
+        self._limits = config.limits
+        self._is_session_logged = config.logging.log_session
+        self._relay = relay
+        self._counters = counters
+        self._resolver = resolver
+        self._logger = logger
+        self._cancel = cancel
+        self._secrets = {rule.name: self._secret(rule) for rule in config.rules}
+        self._gates = {
+            name: BoundedSemaphore(max(1, storage.routing_limit(workers) // workers))
+            for name, storage in config.storage.items()
+        }
+        self.broker: Broker | None = None
+        self.routes: dict[int, Route] = {}
+        self.leases: dict[int, Lease] = {}  # by relay handle
+        self._opening: set[int] = set()  # ids of Lease objects being opened
+        self._opening_leases: dict[int, Lease] = {}
+        self._failing_since_us: dict[int, int] = {}
+
+    @staticmethod
+    def _secret(rule: object) -> Secret | None:
+        for name in ("storage_password", "password"):
+            value = getattr(rule, name)
+            if value is not None:
+                return Secret(value.get_secret_value())
+        return None
+
+    # -- the broker speaks
+
+    def on_grant_open(self, route_id: int, slot: int, generation: int) -> None:
+        """A right to open one server."""
+        lease = Lease(self.routes[route_id], slot, generation, random.getrandbits(ID_BITS))
+        self._opening_leases[id(lease)] = lease
+        self._count_opening(lease.route, 1)
+        gevent.spawn(self._open, lease)
+
+    def on_grant_server(
+        self, route_id: int, slot: int, generation: int, state: messages.ServerState, fd: int
+    ) -> None:
+        """A living server from another worker; ``fd`` is ours now."""
+        route = self.routes[route_id]
+        os.set_blocking(fd, False)
+        lease = Lease(route, slot, generation, int(state.server_id[1:], 16), fd, Address.parse(state.endpoint))
+        lease.state = state
+        self._adopt(lease, _set_of(state.parameters, state.initial_parameters), _set_of(state.initial_parameters))
+
+    def on_recall(self, route_id: int, recall_id: int, count: int, is_eviction: bool) -> int:
+        """Give up servers; returns the relay's token of the answer."""
+        return self._relay.recall(route_id, count, is_eviction)
+
+    def on_keep(self, route_id: int, count: int) -> None:
+        """This worker's part of min_pool_size."""
+        self._relay.set_keep(route_id, count)
+
+    def report(self) -> list[tuple[Message, list[int]]]:
+        """Every slot this worker holds, for a new broker. The descriptors stay ours."""
+        result: list[tuple[Message, list[int]]] = []
+        for lease in self._opening_leases.values():
+            slot = (lease.route.route_id, lease.slot, lease.generation)
+            if lease.fd < 0:
+                result.append((messages.ReportSlot(*slot), []))
+            else:
+                result.append((messages.ReportServer(*slot, messages.SlotPhase.OPENING, None), [lease.fd]))
+        for lease in self.leases.values():
+            slot = (lease.route.route_id, lease.slot, lease.generation)
+            phase = messages.SlotPhase.CLOSING if lease.is_closing else messages.SlotPhase.OPEN
+            result.append((messages.ReportServer(*slot, phase, lease.state), [lease.fd]))
+        return result
+
+    # -- opening
+
+    def _count_opening(self, route: Route, by: int) -> None:
+        self._counters.add_route(route.route_id, RouteWord.SERVERS_LOGIN, by)
+
+    def _open(self, lease: Lease) -> None:
+        route = lease.route
+        slot = (route.route_id, lease.slot, lease.generation)
+
+        def on_connected(sock: gevent.socket.socket, address: Address) -> None:
+            lease.fd = sock.fileno()
+            lease.address = address
+            self._send(messages.Connected(*slot, address.text), [lease.fd])
+
+        try:
+            with self._gates[route.rule.storage]:
+                opened = open_server(
+                    route,
+                    self._secrets[route.rule.name],
+                    self._resolver,
+                    self._limits.backend_connect_timeout_ms,
+                    on_connected,
+                )
+        except ServerFault as error:
+            del self._opening_leases[id(lease)]
+            self._count_opening(route, -1)
+            self._on_failure(lease, error)
+            return
+        del self._opening_leases[id(lease)]
+        self._count_opening(route, -1)
+        self._on_opened(lease, opened)
+
+    def _on_failure(self, lease: Lease, error: ServerFault) -> None:
+        """Who waits is told, unless waiting may help; the broker gets the slot back."""
+        route = lease.route
+        now_us = monotonic_us()
+        since_us = self._failing_since_us.setdefault(route.route_id, now_us)
+        if route.failure is None or route.failure.log_text() != error.log_text():
+            self._logger.error(
+                f"server login failed: {error.log_text()}", context="server", who=self._who(lease)
+            )
+        route.failure = error
+        self._counters.add_route(route.route_id, _ERROR_CONNECT)
+        code = error.server_sqlstate if isinstance(error, PostgresError) else ""
+        retry_ms = self._limits.server_login_retry if code == TOO_MANY_CONNECTIONS else RETRY_MS
+        is_final = isinstance(error, PostgresError) and code not in TRANSIENT
+        # Without pool_timeout nobody would ever be told: the limit of one connect bounds the wait.
+        is_long = (
+            not route.rule.pool_timeout
+            and now_us - since_us >= self._limits.backend_connect_timeout_ms * 1000
+        )
+        is_busy = code == TOO_MANY_CONNECTIONS and route.rule.pool_timeout
+        if is_final or is_long or route.rule.pool_acquire_fail_fast:
+            self._relay.connect_failed(route.route_id, b"", only_setup=False)
+        elif route.parameters is None and not is_busy:
+            self._relay.connect_failed(route.route_id, b"", only_setup=True)
+        self._send(messages.OpenFailed(route.route_id, lease.slot, lease.generation, retry_ms))
+
+    def _on_opened(self, lease: Lease, opened: OpenServer) -> None:
+        route = lease.route
+        result = opened.result
+        route.failure = None
+        self._failing_since_us.pop(route.route_id, None)
+        now_us = monotonic_us()
+        lifetime_us = route.rule.server_lifetime * 1_000_000
+        expires_us = (
+            now_us + int(lifetime_us * (1 - LIFETIME_SPREAD * random.random())) if lifetime_us else 0
+        )
+        lease.state = messages.ServerState(
+            server_id=server_id(lease.server_id),
+            pid=result.pid,
+            secret_hex=result.secret.hex(),
+            endpoint=opened.address.text,
+            parameters=result.parameters,
+            initial_parameters=result.parameters,
+            opened_at_us=now_us,
+            expires_at_us=expires_us,
+            uses=0,
+        )
+        lease.fd = opened.socket.detach()
+        self._counters.add_route(route.route_id, RouteWord.SERVERS_OPENED)
+        if self._is_session_logged:
+            self._logger.info(f"server connected, pid {result.pid}", context="server", who=self._who(lease))
+        for notice in result.notices:
+            self._logger.info(
+                f"notice at login: {notice.get('M', '')}", context="server", who=self._who(lease)
+            )
+        self._send(
+            messages.Opened(route.route_id, lease.slot, lease.generation, lease.state),
+        )
+        self.learn(route, result.parameters, is_news=True)
+        initial = _set_of(result.parameters)
+        self._adopt(lease, initial, initial)
+
+    def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet) -> None:
+        state, address = lease.state, lease.address
+        assert state is not None and address is not None
+        handle = self._relay.adopt_server(
+            lease.fd,
+            lease.route.route_id,
+            lease.server_id,
+            parameters,
+            initial,
+            pid=state.pid,
+            secret=bytes.fromhex(state.secret_hex),
+            slot=lease.slot,
+            generation=lease.generation,
+            opened_us=state.opened_at_us,
+            expires_us=state.expires_at_us,
+            uses=state.uses,
+            is_unix=isinstance(address.sockaddr, str),
+        )
+        self.leases[handle] = lease
+
+    def learn(self, route: Route, parameters: dict[str, str], *, is_news: bool) -> None:
+        """What logins of this route are told; ``is_news``: from a server, so the broker is told, too."""
+        if route.parameters == parameters:
+            return
+        route.parameters = parameters
+        route.version += 1
+        if is_news:
+            self._send(messages.RouteParameters(route.route_id, parameters))
+
+    # -- the relay speaks
+
+    def on_event(self, handle: int, bits: int) -> None:
+        """Events of one server (``relay/engine.pxd: EventBit``)."""
+        lease = self.leases[handle]
+        slot = (lease.route.route_id, lease.slot, lease.generation)
+        if bits & ServerEvent.PINNED:
+            pins = self._relay.server(handle)["pins"]
+            self._logger.info(
+                f"server pinned to its client by session state ({_pin_names(pins)})",
+                context="server",
+                who=self._who(lease),
+            )
+        if bits & ServerEvent.PARAMS:
+            _, initial = self._relay.server_parameters(handle)
+            self.learn(lease.route, _texts(initial), is_news=True)
+        if bits & ServerEvent.CANCEL_WANTED:
+            gevent.spawn(self._cancel, handle)
+        if bits & ServerEvent.CLOSING:
+            lease.is_closing = True
+            self._send(messages.Closing(*slot))
+        if bits & ServerEvent.STUCK:
+            self._logger.error(
+                "server was told to go and PostgreSQL has not closed the connection yet",
+                context="server",
+                who=self._who(lease),
+            )
+        if bits & ServerEvent.RELEASED:
+            self._on_released(handle, lease)
+        elif bits & ServerEvent.CLOSED:
+            self._on_closed(handle, lease)
+
+    def _on_released(self, handle: int, lease: Lease) -> None:
+        record = self._relay.server(handle)
+        parameters, initial = self._relay.server_parameters(handle)
+        assert lease.state is not None
+        state = messages.ServerState(
+            server_id=lease.state.server_id,
+            pid=lease.state.pid,
+            secret_hex=lease.state.secret_hex,
+            endpoint=lease.state.endpoint,
+            parameters=_texts(parameters),
+            initial_parameters=_texts(initial),
+            opened_at_us=lease.state.opened_at_us,
+            expires_at_us=lease.state.expires_at_us,
+            uses=record["uses"],
+        )
+        del self.leases[handle]
+        self._relay.free_server(handle)
+        self._send(messages.Returned(lease.route.route_id, lease.slot, lease.generation, state))
+        os.close(lease.fd)
+
+    def _on_closed(self, handle: int, lease: Lease) -> None:
+        reason = Reason(self._relay.server(handle)["reason"])
+        del self.leases[handle]
+        self._relay.free_server(handle)
+        os.close(lease.fd)
+        self._send(messages.Closed(lease.route.route_id, lease.slot, lease.generation))
+        if self._is_session_logged:
+            self._logger.info(f"server disconnected: {reason.label}", context="server", who=self._who(lease))
+
+    def address_of(self, handle: int) -> Address | None:
+        """Where a server is; None when the handle is stale."""
+        lease = self.leases.get(handle)
+        return None if lease is None else lease.address
+
+    def close_all(self) -> None:
+        """Told to go, all of them: the worker ends."""
+        for handle in list(self.leases):
+            with contextlib.suppress(KeyError):
+                self._relay.close_server(handle, Reason.SHUTDOWN)
+
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        if self.broker is not None:
+            self.broker.send(message, fds)
+
+    def _who(self, lease: Lease) -> LogContext:
+        return LogContext(
+            server=server_id(lease.server_id),
+            user=lease.route.user,
+            database=lease.route.database,
+            server_host="" if lease.address is None else lease.address.text,
+        )
+
+
+_ERROR_CONNECT: Final = 24 + Reason.SERVER_CONNECT
+
+_PIN_NAMES: Final = (
+    (1, "SET"),
+    (2, "LISTEN"),
+    (4, "PREPARE"),
+    (8, "temporary object"),
+    (16, "cursor WITH HOLD"),
+    (32, "advisory lock"),
+    (64, "LOAD"),
+    (128, "named prepared statement"),
+)
+
+
+def _pin_names(pins: int) -> str:
+    return ", ".join(name for bit, name in _PIN_NAMES if pins & bit)
+
+
+def _set_of(parameters: dict[str, str], reported: dict[str, str] | None = None) -> ParameterSet:
+    """A relay set; names not in ``reported`` were deployed, not reported."""
+    if reported is None:
+        reported = parameters
+    result = ParameterSet.of(
+        {encode(name): encode(value) for name, value in parameters.items() if name in reported},
+        True,
+        READ_ONLY,
+    )
+    others = {encode(name): encode(value) for name, value in parameters.items() if name not in reported}
+    return result.merged(ParameterSet.of(others, False)) if others else result
+
+
+def _texts(parameters: ParameterSet) -> dict[str, str]:
+    return {decode(name): decode(value) for name, value in parameters.items()}
+
+
+def error_of(route: Route, client_may_see: bool) -> GpoolerError:
+    """Why no server could be opened, as a client may be told (``client_fwd_error``)."""
+    from gpooler.errors import ServerConnectFailed
+
+    failure = route.failure
+    if failure is None:
+        return ServerConnectFailed(cause="no server could be opened")
+    if isinstance(failure, PostgresError) and not client_may_see:
+        return ServerConnectFailed(cause=failure.log_text())
+    return failure
