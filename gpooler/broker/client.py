@@ -96,7 +96,7 @@ class BrokerClient:
         finally:
             del self._pending[request.token]
         if isinstance(reply, messages.RouteRefused):
-            raise InternalError("route refused", cause=reply.cause)
+            raise InternalError(cause=f"the broker refused the route: {reply.cause}")
         assert isinstance(reply, messages.RouteOpened)
         return OpenedRoute(reply.route_id, reply.parameters)
 

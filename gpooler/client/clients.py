@@ -95,13 +95,11 @@ class Clients:
         self._names: list[tuple[str, str]] = []
         self._name_index: dict[tuple[str, str], int] = {}
         self._setups: dict[int, SetUp] = {}
-        self._logins: deque[tuple[int, gevent.Greenlet, Connection, int]] = deque()
+        self._logins: deque[tuple[int, gevent.Greenlet, int]] = deque()
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
         self.login: Login | None = None
-        self._servers = [
-            Listening(listener, self._acceptor(listener)) for listener in listeners
-        ]
+        self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
 
     # -- accepting
 
@@ -141,7 +139,7 @@ class Clients:
             client = Connection(fd, family, address, port, number, who)
             assert self.login is not None
             greenlet = gevent.spawn(self._run_login, client)
-            self._logins.append((monotonic_us() + timeout_ms * 1000, greenlet, client, timeout_ms))
+            self._logins.append((monotonic_us() + timeout_ms * 1000, greenlet, timeout_ms))
             if self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
@@ -158,14 +156,14 @@ class Clients:
             self._counters.add_process(ProcessWord.CLIENTS_LOGIN, -1)
 
     def _end_late_logins(self) -> None:
-        """End logins that take longer than ``client_login_timeout``. Deadlines of one listener are in order."""
+        """End logins that take longer than ``client_login_timeout``."""
         while self._logins:
             gevent.sleep(TIMEOUT_TICK_S)
             now_us = monotonic_us() + int(TIMEOUT_TICK_S * 1e6)
-            kept: deque[tuple[int, gevent.Greenlet, Connection, int]] = deque()
+            kept: deque[tuple[int, gevent.Greenlet, int]] = deque()
             while self._logins:
                 item = self._logins.popleft()
-                deadline_us, greenlet, client, timeout_ms = item
+                deadline_us, greenlet, timeout_ms = item
                 if greenlet.dead:
                     continue
                 if now_us < deadline_us:
@@ -239,9 +237,7 @@ class Clients:
         record = self._relay.client(handle)
         route = self._routes[record["route"]]
         error = self._error(route, record)
-        self._logger.error(
-            f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record)
-        )
+        self._logger.error(f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record))
         shown = client_id(record["id"]) if route.rule.client_show_id else None
         is_end = record["state"] == CLIENT_LEAVING
         text = messages.error_response(_as_fatal(error) if is_end else error, shown)
@@ -275,7 +271,7 @@ class Clients:
                 return _connect_error(route)
             case Reason.SHUTDOWN:
                 return AdminShutdown()
-        return InternalError(f"connection ended: {reason.label}")
+        return InternalError(cause=f"connection ended: {reason.label}")
 
     def _on_closed(self, handle: int) -> None:
         record = self._relay.client(handle)
@@ -326,5 +322,3 @@ def _host(family: int, address: bytes) -> str:
     if family == 0:
         return "local"
     return socket.inet_ntop(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
-
-

@@ -45,9 +45,7 @@ def startup_key(parameters: dict[str, str]) -> Key:
     """What of a startup packet has to be tried on a server."""
     return tuple(
         sorted(
-            (name.lower(), value)
-            for name, value in parameters.items()
-            if name.lower() != APPLICATION_NAME
+            (name.lower(), value) for name, value in parameters.items() if name.lower() != APPLICATION_NAME
         )
     )
 
@@ -98,7 +96,9 @@ class Greetings:
             return
         names = {name for name, _ in key}
         self._tried[key] = {
-            name: value for name, value in parameters.items() if name.decode("utf-8", "replace").lower() in names
+            name: value
+            for name, value in parameters.items()
+            if name.decode("utf-8", "replace").lower() in names
         }
         if len(self._tried) > MAX_KNOWN:
             self._tried.popitem(last=False)
@@ -107,5 +107,6 @@ class Greetings:
 def statuses(parameters: ParameterSet) -> bytes:
     """ParameterStatus for every reported parameter."""
     return b"".join(
-        messages.message(b"S", name + b"\0" + value + b"\0") for name, value in parameters.items(is_reported=True)
+        messages.message(b"S", name + b"\0" + value + b"\0")
+        for name, value in parameters.items(is_reported=True)
     )

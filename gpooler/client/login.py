@@ -13,7 +13,15 @@ from gpooler.auth.secrets import Secret
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.connection import ClientGone, Connection
-from gpooler.client.greeting import Greetings, Key, application_name, overrides, startup_key, statuses
+from gpooler.client.greeting import (
+    APPLICATION_NAME,
+    Greetings,
+    Key,
+    application_name,
+    overrides,
+    startup_key,
+    statuses,
+)
 from gpooler.config.model import Authentication, Config, ConnectionType, Pool, Rule
 from gpooler.errors import (
     AdminShutdown,
@@ -28,7 +36,7 @@ from gpooler.errors import (
 )
 from gpooler.log import Logger, client_id
 from gpooler.relay.engine import Relay
-from gpooler.routing.route import Route, key_of
+from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
@@ -155,9 +163,10 @@ class Login:
                 if method in (Authentication.NONE, Authentication.BLOCK):
                     method = Authentication.SCRAM_SHA_256
                 client.write(packet.negotiation())
-                self._converse(client, exchange.begin(
-                    method.value, packet.user, None, self._mock_key, unknown_cause=cause
-                ))
+                self._converse(
+                    client,
+                    exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause),
+                )
                 raise AuthenticationFailed(packet.user, cause=cause)
         raise NoRule(packet.database, packet.user)
 
@@ -173,7 +182,7 @@ class Login:
         if rule.authentication is Authentication.BLOCK:
             raise UserBlocked(packet.user, packet.database)
         if packet.replication is not Replication.NONE:
-            raise FeatureNotSupported("replication connections are not supported by this version of gpooler")
+            raise FeatureNotSupported("replication connections are not supported yet")
         if self.is_draining:
             raise AdminShutdown
         if not self._admission.enter(self._config.limits.client_max):
@@ -232,8 +241,8 @@ class Login:
         if found is None:
             if name:
                 parameters = {
-                    **{item: value for item, value in parameters.items() if item.lower() != "application_name"},
-                    "application_name": name,
+                    item: name if item.lower() == APPLICATION_NAME else value
+                    for item, value in {APPLICATION_NAME: name, **parameters}.items()
                 }
             client.write(done.messages)
             relay_set = overrides(parameters)
@@ -285,13 +294,7 @@ class Login:
 
 
 def _application_name(client: Connection, parameters: dict[str, str], rule: Rule) -> str:
-    for item, value in parameters.items():
-        if item.lower() == "application_name":
-            break
-    else:
-        value = ""
+    value = next((value for item, value in parameters.items() if item.lower() == APPLICATION_NAME), "")
     if rule.application_name_add_host:
         return application_name(value, f"{client.who.client_host}:{client.port}")
     return application_name(value, None) if value else ""
-
-

@@ -50,6 +50,8 @@ _NOT_BUILT: Final = {
     signal.SIGUSR2: "the online restart is not built yet",
 }
 
+MOCK_KEY_BYTES: Final = 32  # auth/exchange.py: salts of users that do not exist
+
 
 class Phase(IntEnum):
     """Where the life of the master stands; it only goes up."""
@@ -93,6 +95,7 @@ class Arbiter:
         self._entries = entries
         self._pid_file = pid_file
         self._is_debug = is_debug
+        self._mock_key = os.urandom(MOCK_KEY_BYTES)
         self._phase = Phase.BOOTING
         self._status = EXIT_OK
         self._incarnation = 0
@@ -200,6 +203,7 @@ class Arbiter:
                 counters=counters,
                 log=self._log_settings,
                 is_debug=self._is_debug,
+                mock_key=self._mock_key,
             )
         )
 

@@ -23,7 +23,7 @@ its log with ``logs.queued.open_log(context.log, …)``.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gpooler.log import LogSettings
@@ -52,6 +52,7 @@ class WorkerContext:
     counters: SharedCounters  # its own, all zero; the relay and the hub write them
     log: LogSettings
     is_debug: bool  # GPOOLER_DEBUG is set: fault points may be used
+    mock_key: bytes = field(repr=False)  # random, the same in all workers: salts of unknown users
 
 
 @dataclass(frozen=True, slots=True)

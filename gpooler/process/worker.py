@@ -56,9 +56,7 @@ class Worker:
         )
         self._logger = self._log.logger
         self._relay = Relay(counters.address, context.worker)
-        self._cancels = Cancels(
-            context.worker, context.workers, config.limits, self._relay, self._logger
-        )
+        self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         self._servers = Servers(
             config,
             self._relay,
@@ -262,9 +260,7 @@ class Worker:
         result: Report = []
         for route in self._servers.routes.values():
             key = route.key
-            result.append(
-                (broker_messages.ReportRoute(route.route_id, key.rule, key.database, key.user), [])
-            )
+            result.append((broker_messages.ReportRoute(route.route_id, key.rule, key.database, key.user), []))
             if route.parameters is not None:
                 result.append((broker_messages.RouteParameters(route.route_id, route.parameters), []))
         result.extend(self._servers.report())
@@ -331,4 +327,3 @@ class Worker:
 def _channel(fd: int, codec: Codec) -> Channel:
     """A channel over a descriptor that the master sent."""
     return Channel(socket.socket(fileno=fd), codec)
-

@@ -13,15 +13,16 @@ def send_cancel(address: Address, pid: int, secret: bytes, timeout_ms: int) -> b
 
     ``timeout_ms`` 0 is without limit. Returns whether it was delivered in time. Raises ServerConnectFailed.
     """
+    is_over = False
     with gevent.Timeout(timeout_ms / 1000 or None, False):
         sock, _ = connect((address,), ())
         try:
             sock.sendall(messages.cancel_request(pid, secret))
             while sock.recv(64):
                 pass
-            return True
+            is_over = True
         except OSError:
-            return True  # a reset is an end as good as EOF
+            is_over = True  # a reset is an end as good as EOF
         finally:
             sock.close()
-    return False
+    return is_over

@@ -16,13 +16,13 @@ from gpooler.broker import messages
 from gpooler.broker.codec import Message
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config
-from gpooler.errors import GpoolerError, PostgresError, ServerFault
+from gpooler.errors import PostgresError, ServerFault
 from gpooler.log import LogContext, Logger, server_id
 from gpooler.net.resolve import Address, Resolver
 from gpooler.reasons import Reason
 from gpooler.relay.engine import ParameterSet, Relay
-from gpooler.routing.route import Route
 from gpooler.relay.events import ServerEvent
+from gpooler.routing.route import Route
 from gpooler.server.login import OpenServer, open_server
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
@@ -124,9 +124,10 @@ class Servers:
         """A living server from another worker; ``fd`` is ours now."""
         route = self.routes[route_id]
         os.set_blocking(fd, False)
-        lease = Lease(route, slot, generation, int(state.server_id[1:], 16), fd, Address.parse(state.endpoint))
-        lease.state = state
-        self._adopt(lease, _set_of(state.parameters, state.initial_parameters), _set_of(state.initial_parameters))
+        number = int(state.server_id[1:], 16)
+        lease = Lease(route, slot, generation, number, fd, Address.parse(state.endpoint), state)
+        initial = _set_of(state.initial_parameters)
+        self._adopt(lease, _set_of(state.parameters, state.initial_parameters), initial)
 
     def on_recall(self, route_id: int, recall_id: int, count: int, is_eviction: bool) -> int:
         """Give up servers; returns the relay's token of the answer."""
@@ -216,9 +217,7 @@ class Servers:
         self._failing_since_us.pop(route.route_id, None)
         now_us = monotonic_us()
         lifetime_us = route.rule.server_lifetime * 1_000_000
-        expires_us = (
-            now_us + int(lifetime_us * (1 - LIFETIME_SPREAD * random.random())) if lifetime_us else 0
-        )
+        expires_us = now_us + int(lifetime_us * (1 - LIFETIME_SPREAD * random.random())) if lifetime_us else 0
         lease.state = messages.ServerState(
             server_id=server_id(lease.server_id),
             pid=result.pid,
@@ -247,7 +246,8 @@ class Servers:
 
     def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet) -> None:
         state, address = lease.state, lease.address
-        assert state is not None and address is not None
+        assert state is not None
+        assert address is not None
         handle = self._relay.adopt_server(
             lease.fd,
             lease.route.route_id,
@@ -392,15 +392,3 @@ def _set_of(parameters: dict[str, str], reported: dict[str, str] | None = None) 
 
 def _texts(parameters: ParameterSet) -> dict[str, str]:
     return {decode(name): decode(value) for name, value in parameters.items()}
-
-
-def error_of(route: Route, client_may_see: bool) -> GpoolerError:
-    """Why no server could be opened, as a client may be told (``client_fwd_error``)."""
-    from gpooler.errors import ServerConnectFailed
-
-    failure = route.failure
-    if failure is None:
-        return ServerConnectFailed(cause="no server could be opened")
-    if isinstance(failure, PostgresError) and not client_may_see:
-        return ServerConnectFailed(cause=failure.log_text())
-    return failure
