@@ -543,12 +543,12 @@ class Ledger:
         lack = deficit(route, holding) if holding.have else 0.0
         return holding.have > 0, -lack, holding.served_us
 
-    def _grant_open(self, now_us: int, route: Route, holding: Holding, *, is_fill: bool = False) -> None:
+    def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
         self._generation += 1
         slot = route.add(None, self._generation, SlotState.OPENING, holding)
         slot.since_us = now_us
         self._served(now_us, holding)
-        self._send(holding.worker, GrantOpen(route.route_id, slot.number, slot.generation, is_fill))
+        self._send(holding.worker, GrantOpen(route.route_id, slot.number, slot.generation))
 
     def _served(self, now_us: int, holding: Holding) -> None:
         holding.unmet = max(0, holding.unmet - 1)
@@ -600,7 +600,7 @@ class Ledger:
             worker = min(workers, key=lambda worker: (have.get(worker, 0), worker), default=None)
             if worker is not None:
                 holding = route.holdings.get(worker) or self._introduce(route, worker, 0)
-                self._grant_open(now_us, route, holding, is_fill=True)
+                self._grant_open(now_us, route, holding)
 
     def _spread_minimum(self, route: Route) -> None:
         """Tell the workers how many servers they keep, where that changed."""

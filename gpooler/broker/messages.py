@@ -9,8 +9,8 @@ ends when the slot changes hands or becomes free.
 The life of a lease, seen from the worker:
 
 - ``GrantOpen`` → connect → ``Connected`` (with a duplicate of the socket, before the login begins) → login
-  → ``Opened``; or ``OpenFailed`` at any point; or ``Declined`` when nobody waits any more, unless the
-  grant is a fill. A grant that finds no waiter may also be used and the server parked.
+  → ``Opened``; or ``OpenFailed`` at any point; or ``Declined`` by a worker that ends. A grant is used
+  also when nobody waits any more: the server is parked.
 - ``GrantServer`` → adopt the server that comes along; nothing is answered. A server that cannot be adopted
   is closed: ``Closing``, ``Closed``.
 - A server that PostgreSQL ended: ``Closed``. One that we end: leave epoll, Terminate, shut the sending half
@@ -294,7 +294,6 @@ class GrantOpen:
     route_id: int
     slot: int
     generation: int
-    is_fill: bool  # for min_pool_size: open and park it though nobody waits
 
 
 @dataclass(frozen=True, slots=True)

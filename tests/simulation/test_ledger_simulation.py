@@ -193,7 +193,7 @@ def test_a_new_broker_grants_nothing_before_a_stalled_worker_has_reported():
 @pytest.mark.parametrize("seed", range(20))
 def test_chaos_never_exceeds_a_cap_and_ends_in_service_for_everybody(seed):
     dice = random.Random(seed)
-    faults = Faults(open_fails=50, server_dies=2, repeats=50, stubborn=50)
+    faults = Faults(open_fails=50, server_dies=2, repeats=50, declines=20, stubborn=50)
     rules = {
         "r": limits(dice.randint(1, 8), dice.choice([0, 2]), fixed=("d", "u")),
         "a": limits(0, shared="s"),

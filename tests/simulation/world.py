@@ -71,6 +71,7 @@ class Faults:
     open_fails: int = 0
     server_dies: int = 0  # per transaction
     repeats: int = 0  # per message of a worker
+    declines: int = 0
     stubborn: int = 0  # per burial: the process stays for long
 
 
@@ -469,10 +470,9 @@ class Worker:
         self.is_alive = False
         for process, token in self.unread:
             self.world.drop(process, token)
-        for pool in self.pools.values():
-            for lease in pool.leases.values():
-                if lease.process is not None:
-                    self.world.drop(lease.process, self)
+        for process in list(self.world.processes.values()):
+            if self in process.holders:
+                self.world.drop(process, self)
         if self.link is not None:
             broker = self.link.broker
             self.link.end(broker, lambda: broker.worker_gone(self))
@@ -605,9 +605,9 @@ class Worker:
                 pool.route_id = route_id
                 if is_new:
                     self.start_clients(pool)
-            case GrantOpen(_, slot, generation, is_fill):
+            case GrantOpen(_, slot, generation):
                 assert slot not in pool.leases
-                if not pool.queue and not is_fill:
+                if self.world.chance(self.world.faults.declines):
                     self.say(Declined(pool.route_id, slot, generation))
                     return
                 lease = pool.leases[slot] = Lease(generation, "connecting")
