@@ -1,0 +1,158 @@
+"""The broker process: the service of leases, and statistics over all workers."""
+
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+
+import gevent
+from gevent import monkey
+
+from gpooler.broker.codec import ChannelProtocolError, Message
+from gpooler.broker.ledger import Ledger, RuleLimits
+from gpooler.broker.messages import WorkerId
+from gpooler.broker.service import BrokerService
+from gpooler.clock import monotonic_us
+from gpooler.config.model import Config, Rule
+from gpooler.config.words import StorageType
+from gpooler.logs.direct import Log
+from gpooler.logs.queued import open_log
+from gpooler.net.resolve import Address
+from gpooler.process import control
+from gpooler.process.channels import Channel, ChannelClosed
+from gpooler.process.context import EXIT_BOOT, EXIT_OK, BrokerContext
+from gpooler.process.fork import EXIT_CRASH
+from gpooler.process.heartbeat import BEAT_INTERVAL_S
+from gpooler.server.cancel import send_cancel
+from gpooler.stats.registry import MAX_ROUTES, ProcessWord
+from gpooler.stats.reporter import Reporter
+from gpooler.stats.shared import SharedCounters, Totals
+from gpooler.stats.snapshot import Snapshot, take
+from gpooler.stats.statsd import Statsd
+
+_FIRST_INCARNATION = 1  # the broker is the first child that a master forks
+
+
+def run_broker(context: BrokerContext) -> int:
+    """Body of the broker process; returns its exit status (``process/context.py``)."""
+    monkey.patch_all()
+    try:
+        log = open_log(
+            context.log, lambda total: context.counters.set_process(ProcessWord.LOG_LINES_LOST, total)
+        )
+    except (OSError, ValueError, KeyError):
+        traceback.print_exc()
+        return EXIT_BOOT
+    try:
+        return Broker(context, log).run()
+    finally:
+        log.close()
+
+
+def rule_limits(config: Config) -> dict[str, RuleLimits]:
+    """What the ledger must know of the rules whose routes have servers, by name."""
+    return {
+        rule.name: RuleLimits(
+            pool_size=rule.pool_size,
+            min_pool_size=rule.min_pool_size,
+            shared_pool=rule.shared_pool,
+            reset_timeout_ms=rule.pool_reset_timeout_ms,
+            fixed=_only_route(rule),
+        )
+        for rule in config.rules
+        if config.storage[rule.storage].type is StorageType.REMOTE
+    }
+
+
+def _only_route(rule: Rule) -> tuple[str, str] | None:
+    """Database and user on the server, where clients can bring no others."""
+    if rule.is_default_database or rule.is_default_user:
+        return None
+    return rule.storage_db or rule.database, rule.storage_user or rule.user
+
+
+class Broker:
+    """Obeys the master and runs the service."""
+
+    def __init__(self, context: BrokerContext, log: Log) -> None:
+        self._context = context
+        self._log = log
+        self._logger = log.logger
+        config = context.config
+        self._totals = Totals(context.past)
+        self._incarnations: dict[int, int] = {}  # whose counters are attached, by worker number
+        self._control = Channel(context.control, control.CODEC)
+        shared_pools = {name: pool.pool_size for name, pool in config.shared_pool.items()}
+        self._service = BrokerService(
+            Ledger(rule_limits(config), shared_pools, MAX_ROUTES),
+            self._totals.workers,
+            _cancel,
+            self._complain,
+            self._logger,
+            is_checked=context.is_debug,
+        )
+
+    def run(self) -> int:
+        """Serve until the master is gone. Yields. Returns the exit status."""
+        greenlets = [gevent.spawn(self._beat), gevent.spawn(self._obey), *self._reporters()]
+        # EOF of the master is the planned end; a failure of the service ends the process for a successor.
+        done = gevent.wait([greenlets[1], self._service.failed], count=1)[0]
+        gevent.killall(greenlets)
+        self._service.close()
+        return EXIT_CRASH if done is self._service.failed else EXIT_OK
+
+    def _beat(self) -> None:
+        while True:
+            self._context.counters.add_process(ProcessWord.HUB_BEAT)
+            gevent.sleep(BEAT_INTERVAL_S / 2)
+
+    def _obey(self) -> None:
+        try:
+            while (item := self._control.receive()) is not None:
+                self._on_control(*item)
+        except (ChannelClosed, ChannelProtocolError) as error:
+            self._logger.fatal(f"the master's channel broke: {error}", context="broker")
+
+    def _on_control(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case control.AttachWorker(worker=worker, incarnation=incarnation, has_history=has_history):
+                self._totals.attach(worker, SharedCounters.attach(fds[1]))
+                self._incarnations[worker] = incarnation
+                self._service.attach(WorkerId(worker, incarnation), has_history, socket.socket(fileno=fds[0]))
+            case control.DetachWorker(worker=worker, incarnation=incarnation):
+                if self._incarnations.get(worker) == incarnation:
+                    self._totals.detach(worker)
+                self._service.detach(WorkerId(worker, incarnation))
+            case control.Serve():
+                self._service.serve(self._context.incarnation == _FIRST_INCARNATION)
+                self._control.send(control.Ready(os.getpid()))
+            case control.ReopenLog():
+                self._log.reopen()
+
+    def _complain(self, worker: WorkerId, text: str) -> None:
+        self._control.send(control.Complaint(worker.worker, worker.incarnation, text))
+
+    def _reporters(self) -> Iterator[gevent.Greenlet]:
+        logging, metrics = self._context.config.logging, self._context.config.metrics
+        statsd = None
+        if metrics.statsd_host is not None:
+            statsd = Statsd(metrics.statsd_host, metrics.statsd_port, metrics.statsd_prefix)
+        if logging.log_stats or statsd is not None:
+            reporter = Reporter(
+                self._snapshot,
+                interval_s=logging.stats_interval,
+                logger=self._logger,
+                is_logged=logging.log_stats,
+                statsd=statsd,
+            )
+            yield gevent.spawn(reporter.run)
+
+    def _snapshot(self) -> Snapshot:
+        routes = self._service.ledger.routes.values()
+        names = [(route.route_id, route.key.database, route.key.user) for route in routes]
+        return take(monotonic_us(), self._totals, names)
+
+
+def _cancel(endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:
+    """Deliver a cancel request. Yields. Raises ServerConnectFailed, ValueError."""
+    send_cancel(Address.parse(endpoint), pid, secret, timeout_ms)
