@@ -51,24 +51,22 @@ class Listening(StreamServer):  # type: ignore[misc]
     max_accept = 1
 
     def __init__(self, listener: Listener, accept: Callable[[int, object], None]) -> None:
-        super().__init__(listener.socket.dup())
-        self._accept = accept
+        super().__init__(listener.socket.dup(), handle=accept)
 
     def do_read(self) -> tuple[int, object] | None:
+        """A descriptor and its peer's address instead of a socket object."""
         try:
             fd, address = self.socket._accept()
         except BlockingIOError:
             return None
         return fd, address
 
+    def do_handle(self, fd: int, address: object) -> None:
+        """In the hub: the handler only spawns."""
+        self.handle(fd, address)
+
     def do_close(self, *args: object) -> None:
-        return
-
-    def wrap_socket_and_handle(self, fd: int, address: object) -> None:
-        self._accept(fd, address)
-
-    def do_handle(self, *args: object) -> None:
-        self._accept(*args)  # type: ignore[arg-type]
+        """The handler owns the descriptor."""
 
 
 class Clients:

@@ -772,7 +772,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         if end - p < HEADER:
             break
         kind = p[0]
-        length = frame_length(p + 1)
+        length = frame_length(p)
         if length < 4 or length > MAX_MESSAGE or not is_known(kind):
             break_protocol(e, c, s, run, p)
             return
@@ -1069,7 +1069,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if end - p < HEADER:
             break
         kind = p[0]
-        length = frame_length(p + 1)
+        length = frame_length(p)
         whole = length + 1
         owner = session_owner(&s.session)
         if length < 4 or length > MAX_MESSAGE:
