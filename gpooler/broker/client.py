@@ -15,6 +15,8 @@ from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 
+DRAIN_S: Final = 1.0  # the old broker is dead: its channel ends as soon as it is read
+
 Report = list[tuple[Message, list[int]]]
 
 
@@ -51,15 +53,23 @@ class BrokerClient:
         self._counters = counters
         self._logger = logger
         self._channel: Channel | None = None
+        self._reader: gevent.Greenlet | None = None
+        self._is_attached = False
         self._next_token = 1
         self._pending: dict[int, tuple[messages.OpenRoute, AsyncResult]] = {}
         self._wants: dict[int, int] = {}
 
     def attach(self, channel: Channel) -> None:
-        """A fresh channel, maybe to a new broker: report, then ask again for what is still open."""
+        """A fresh channel to a new broker: report, then ask again for what is still open. Yields.
+
+        What the old broker had sent is heard first: a server it passed on is ours and is reported.
+        """
+        if self._reader is not None:
+            self._reader.join(DRAIN_S)
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
+        self._is_attached = True
         self.send(self._hello())
         for message, fds in self._worker.report():
             self.send(message, fds)
@@ -68,7 +78,12 @@ class BrokerClient:
             self.send(request)
         for route_id, waiting in self._wants.items():
             self.send(messages.Want(route_id, waiting))
-        gevent.spawn(self._receive, channel)
+        self._reader = gevent.spawn(self._receive, channel)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the broker lives, as far as we know. Otherwise a server given up now would be lost."""
+        return self._is_attached
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue a message; the descriptors stay the caller's."""
@@ -105,6 +120,7 @@ class BrokerClient:
             while (item := channel.receive()) is not None:
                 self._counters.add_process(ProcessWord.BROKER_RECEIVED)
                 self._on_message(*item)
+            self._is_attached = False
             self._logger.error("the broker is gone; servers already leased go on", context="broker")
         except ChannelClosed:
             return
