@@ -16,6 +16,7 @@ USUAL_PORT: Final = 6432
 CLIENTS: Final = 100
 TRANSACTIONS_EACH: Final = 20
 POOL_SIZE: Final = 5
+PATIENCE_S: Final = 60
 
 CONFIG: Final = """\
 [logging]
@@ -76,9 +77,12 @@ def crowd(gpooler: Gpooler) -> set[int]:
                     servers.add(row[0])
             return servers
 
-    everybody_is_in = threading.Barrier(CLIENTS, timeout=60)
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        return set().union(*threads.map(one_client, range(CLIENTS)))
+    everybody_is_in = threading.Barrier(CLIENTS, timeout=PATIENCE_S)
+    threads = ThreadPoolExecutor(CLIENTS)
+    try:
+        return set().union(*threads.map(one_client, range(CLIENTS), timeout=PATIENCE_S))
+    finally:
+        threads.shutdown(wait=False)  # a client that hangs ends when gpooler does
 
 
 def show(gpooler: Gpooler) -> None:
@@ -113,7 +117,11 @@ def main() -> int:
             text = CONFIG.format(port=port, postgres_port=postgres.port, pool_size=POOL_SIZE)
             with Gpooler(text=text, port=port) as gpooler:
                 say("[demo] running queries")
-                show(gpooler)
+                try:
+                    show(gpooler)
+                except Exception:
+                    say(gpooler.tail())
+                    raise
                 if not once:
                     say("[demo] connect with")
                     say(f'  psql "{gpooler.dsn(password=None)}"')
@@ -127,7 +135,7 @@ def main() -> int:
                 say("[demo] stopping")
     except KeyboardInterrupt:
         say("\n[demo] stopped")
-    except (RuntimeError, AssertionError, psycopg.Error) as error:
+    except (RuntimeError, AssertionError, OSError, threading.BrokenBarrierError, psycopg.Error) as error:
         say(f"[demo] failed: {error}")
         return 1
     return 0
