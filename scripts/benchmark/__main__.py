@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
     parser.add_argument("--seconds", type=float, help=f"of each pgbench run (default {FULL.seconds:g})")
     parser.add_argument("--pgbouncer", metavar="PATH", help="its program (default: the one installed)")
-    parser.add_argument("--only", metavar="NAME", nargs="+", choices=report.ORDER, default=list(report.ORDER))
+    parser.add_argument("--without", metavar="NAME", action="append", choices=report.ORDER, default=[])
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help=f"JSON lines, appended (default {RESULTS})"
     )
@@ -64,9 +64,9 @@ def field(options: argparse.Namespace) -> dict[str, contenders.Contender]:
     binary = options.pgbouncer or shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if binary:
         known["pgbouncer"] = contenders.pgbouncer(str(Path(binary).resolve()))
-    elif "pgbouncer" in options.only:
+    elif "pgbouncer" not in options.without:
         print("[bench] PgBouncer is not installed: no ratios", file=sys.stderr)
-    return {name: known[name] for name in report.ORDER if name in options.only and name in known}
+    return {name: known[name] for name in report.ORDER if name in known and name not in options.without}
 
 
 def measure(postgres: Postgres, case: Case, contender: contenders.Contender, effort: Effort) -> report.Record:
