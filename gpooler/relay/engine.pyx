@@ -773,6 +773,10 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             break
         kind = p[0]
         length = frame_length(p)
+        if kind == c'd' and s != NULL and length >= 4 and <size_t> (end - p) > length \
+                and not c.flags & IS_SKIPPING:
+            p += length + 1             # COPY data keeps account of nothing
+            continue
         if length < 4 or length > MAX_MESSAGE or not is_known(kind):
             break_protocol(e, c, s, run, p)
             return
@@ -1055,7 +1059,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef uint32_t length, whole
     cdef uint8_t kind, owner
     cdef int answered
-    cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False
+    cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
     while p < end:
         if s.conn.rx.left:
             take = end - p
@@ -1070,6 +1074,15 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             break
         kind = p[0]
         length = frame_length(p)
+        if is_streaming and (kind == c'D' or kind == c'd') and length >= 4 and length <= MAX_MESSAGE:
+            # Rows of the client's own request: nothing to keep account of, only to pass on.
+            s.conn.rx.kind = kind
+            if <size_t> (end - p) > length:
+                p += length + 1
+            else:
+                s.conn.rx.left = length - 4
+                p += HEADER
+            continue
         whole = length + 1
         owner = session_owner(&s.session)
         if length < 4 or length > MAX_MESSAGE:
@@ -1134,6 +1147,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             run = p
         else:
             s.flags &= ~<uint32_t> IS_SWALLOWING
+        # A row keeps account of nothing as long as the request it answers is the client's.
+        is_streaming = (not is_ours and (kind == c'D' or kind == c'd' or kind == c'T' or kind == c'H'
+                                         or kind == c'2'))
     if c != NULL and not is_gone:
         if p > run:
             pieces[count].iov_base = run
