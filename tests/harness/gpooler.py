@@ -255,11 +255,11 @@ class Gpooler:
         """The end of the log, for messages about failures."""
         return "\n".join(self.log().splitlines()[-lines:])
 
-    def leaks(self) -> list[str]:
-        """What a finished test should not have left behind, as sentences; waits a little for it to go."""
+    def leaks(self, within: float = 5.0) -> list[str]:
+        """What a finished test should not have left behind, as sentences; waits that long for it to go."""
         problems = []
         try:
-            eventually(lambda: self.client_connections() == 0)
+            eventually(lambda: self.client_connections() == 0, within)
         except AssertionError:
             problems.append(f"{self.client_connections()} client connections are still open")
         servers = len(self._postgres.activity()) if self._postgres else 0

@@ -4,10 +4,12 @@ import socket
 import threading
 from collections.abc import Callable
 
+import psutil
 import psycopg
 import pytest
 
-from tests.harness import PASSWORD, FaultProxy, Postgres, RawClient, eventually, free_port
+from gpooler.stats.registry import ProcessWord, RouteWord
+from tests.harness import PASSWORD, FaultProxy, Gpooler, Postgres, RawClient, eventually, free_port
 from tests.harness.client import ServerError
 
 
@@ -147,3 +149,46 @@ def test_proxy_refuses_new_connections(postgres: Postgres, fault_proxy: Callable
     proxy.refuse()
     with RawClient(proxy.port) as client:
         assert client.read_to_end() == []
+
+
+def test_gpooler_shows_its_processes_and_leaves_none(
+    postgres: Postgres, gpooler_factory: Callable[..., Gpooler]
+) -> None:
+    gpooler = gpooler_factory(postgres, config={"performance": {"workers": 2}})
+    family = [gpooler.pid, gpooler.broker_pid(), *eventually(lambda: two(gpooler.worker_pids()))]
+    assert sorted(family) == sorted(process.pid for process in gpooler.processes())
+    assert gpooler.stop() == 0
+    assert not any(psutil.pid_exists(pid) for pid in family)
+
+
+def two(values: list[int]) -> list[int] | None:
+    return values if len(values) == 2 else None
+
+
+def test_gpooler_counts_are_read_from_its_shared_memory(
+    postgres: Postgres, gpooler_factory: Callable[..., Gpooler]
+) -> None:
+    gpooler = gpooler_factory(postgres)
+    with gpooler.raw() as client:
+        client.login()
+        assert client.query("SELECT 1") == [["1"]]
+        eventually(lambda: gpooler.route_count(RouteWord.CLIENTS) == 1)
+        assert gpooler.process_count(ProcessWord.LOGINS) == 1
+        assert gpooler.route_count(RouteWord.TRANSACTIONS) == 1
+
+
+def test_gpooler_with_an_open_client_counts_as_leaking(
+    postgres: Postgres, gpooler_factory: Callable[..., Gpooler]
+) -> None:
+    gpooler = gpooler_factory(postgres)
+    with gpooler.raw() as client:
+        client.login()
+        assert gpooler.leaks(within=0.1) == ["1 client connections are still open"]
+
+
+def test_gpooler_that_does_not_start_says_why(postgres: Postgres) -> None:
+    with (
+        pytest.raises(RuntimeError, match="no_such_option"),
+        Gpooler(postgres, config={"service": {"no_such_option": 1}}),
+    ):
+        pass
