@@ -77,6 +77,15 @@ class InvalidParameterValue(ClientFault):
     sqlstate = "22023"
 
 
+class ParameterCannotChange(ClientFault):
+    """A startup parameter that no session can set."""
+
+    sqlstate = "55P02"
+
+    def __init__(self, name: str, *, cause: str = "") -> None:
+        super().__init__(f'parameter "{name}" cannot be changed', cause=cause)
+
+
 class InvalidAuthorization(ClientFault):
     """Refused before any password was looked at."""
 

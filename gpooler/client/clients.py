@@ -236,7 +236,9 @@ class Clients:
         route = self._routes[record["route"]]
         error = self._error(route, record)
         self._logger.error(f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record))
-        shown = client_id(record["id"]) if route.rule.client_show_id else None
+        # what PostgreSQL says to the client's own startup parameters is passed on as it is
+        is_ours = record["reason"] != Reason.SERVER_DEPLOY_FAILED
+        shown = client_id(record["id"]) if is_ours and route.rule.client_show_id else None
         is_end = record["state"] == CLIENT_LEAVING
         text = messages.error_response(_as_fatal(error) if is_end else error, shown)
         self._relay.inject(handle, text, close_after=is_end)

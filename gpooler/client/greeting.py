@@ -32,20 +32,30 @@ class Greeting:
     statuses: bytes
 
 
+def is_plain(name: str) -> bool:
+    """Whether PostgreSQL keeps an application_name as it is, up to its length: printable ASCII."""
+    return name.isascii() and name.isprintable()
+
+
 def application_name(value: str, host: str | None) -> str:
-    """As PostgreSQL keeps it: printable ASCII (others become ?), at most 63 bytes; ``host`` is appended."""
-    if host is not None:
-        suffix = f" - {host}"
-        value = value[: MAX_NAME - len(suffix)] + suffix
-    raw = encode(value)[:MAX_NAME]
-    return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in raw).decode("ascii")
+    """Cut to 63 bytes as PostgreSQL does. With ``host`` behind it all is made printable ASCII (others: ?)."""
+    if host is None:
+        return value[:MAX_NAME]
+    suffix = f" - {host}"
+    raw = encode(value)[: MAX_NAME - len(suffix)]
+    return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in raw).decode("ascii") + suffix
 
 
 def startup_key(parameters: dict[str, str]) -> Key:
-    """What of a startup packet has to be tried on a server."""
+    """What of a startup packet has to be tried on a server.
+
+    Versions of PostgreSQL differ in what they make of an application_name that is not plain.
+    """
     return tuple(
         sorted(
-            (name.lower(), value) for name, value in parameters.items() if name.lower() != APPLICATION_NAME
+            (name.lower(), value)
+            for name, value in parameters.items()
+            if name.lower() != APPLICATION_NAME or not is_plain(value)
         )
     )
 

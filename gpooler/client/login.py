@@ -18,6 +18,7 @@ from gpooler.client.greeting import (
     Greetings,
     Key,
     application_name,
+    is_plain,
     overrides,
     startup_key,
     statuses,
@@ -30,6 +31,7 @@ from gpooler.errors import (
     FeatureNotSupported,
     GpoolerError,
     NoRule,
+    ParameterCannotChange,
     ProtocolViolation,
     RuleClientMaxReached,
     UserBlocked,
@@ -38,11 +40,14 @@ from gpooler.log import Logger, client_id
 from gpooler.relay.engine import Relay
 from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
+from gpooler.server.servers import READ_ONLY
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
 from gpooler.wire.startup import CancelRequest, GSSENCRequest, Replication, SSLRequest, Startup
 
+# What the server alone decides; the relay never deploys these, so a client that asks has to be told here.
+FIXED: Final = frozenset(name.decode() for name in READ_ONLY)
 REFUSED: Final = b"N"  # the answer to an encryption request
 
 
@@ -171,7 +176,7 @@ class Login:
         raise NoRule(packet.database, packet.user)
 
     def _converse(self, client: Connection, conversation: exchange.Exchange) -> Done:
-        """Run an authentication exchange. Yields. Raises AuthenticationFailed, ProtocolViolation, ClientGone."""
+        """Run an authentication exchange. Yields. Raises ClientFault, ClientGone."""
         said = conversation.challenge()
         while not isinstance(said, Done):
             client.write(said)
@@ -230,6 +235,9 @@ class Login:
         self, client: Connection, packet: Startup, rule: Rule, route: Route, done: Done
     ) -> tuple[int, SetUp | None]:
         parameters = {**packet.parameters, **rule.options} if rule.options else packet.parameters
+        for item in parameters:
+            if item.lower() in FIXED:
+                raise ParameterCannotChange(item)
         name = _application_name(client, parameters, rule)
         key = startup_key(parameters)
         greetings = self._greetings.get(route.route_id)
@@ -297,4 +305,4 @@ def _application_name(client: Connection, parameters: dict[str, str], rule: Rule
     value = next((value for item, value in parameters.items() if item.lower() == APPLICATION_NAME), "")
     if rule.application_name_add_host:
         return application_name(value, f"{client.who.client_host}:{client.port}")
-    return application_name(value, None) if value else ""
+    return application_name(value, None) if is_plain(value) else ""
