@@ -16,6 +16,7 @@ from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 
 DRAIN_S: Final = 1.0  # the old broker is dead: its channel ends as soon as it is read
+CALM_S: Final = 0.2  # a queue that was empty for so long is over
 
 Report = list[tuple[Message, list[int]]]
 
@@ -58,6 +59,8 @@ class BrokerClient:
         self._next_token = 1
         self._pending: dict[int, tuple[messages.OpenRoute, AsyncResult]] = {}
         self._wants: dict[int, int] = {}
+        self._told: dict[int, int] = {}  # the wishes that stand at the broker
+        self._withdrawing: set[int] = set()
 
     def attach(self, channel: Channel) -> None:
         """A fresh channel to a new broker: report, then ask again for what is still open. Yields.
@@ -76,6 +79,7 @@ class BrokerClient:
         self.send(messages.ReportEnd())
         for request, _ in self._pending.values():
             self.send(request)
+        self._told = dict(self._wants)
         for route_id, waiting in self._wants.items():
             self.send(messages.Want(route_id, waiting))
         self._reader = gevent.spawn(self._receive, channel)
@@ -92,12 +96,25 @@ class BrokerClient:
             self._counters.add_process(ProcessWord.BROKER_SENT)
 
     def want(self, route_id: int, waiting: int) -> None:
-        """So many clients of the route wait; 0 withdraws."""
-        if waiting:
-            self._wants[route_id] = waiting
-        else:
+        """So many clients of the route wait; 0 withdraws, after a while, since queues come and go.
+
+        While a wish stands the broker reads the length of the queue in the counters: it is told of growth alone.
+        """
+        if not waiting:
             self._wants.pop(route_id, None)
-        self.send(messages.Want(route_id, waiting))
+            if route_id in self._told and route_id not in self._withdrawing:
+                self._withdrawing.add(route_id)
+                gevent.spawn_later(CALM_S, self._withdraw, route_id)
+            return
+        self._wants[route_id] = waiting
+        if waiting > self._told.get(route_id, 0):
+            self._told[route_id] = waiting
+            self.send(messages.Want(route_id, waiting))
+
+    def _withdraw(self, route_id: int) -> None:
+        self._withdrawing.discard(route_id)
+        if route_id not in self._wants and self._told.pop(route_id, 0):
+            self.send(messages.Want(route_id, 0))
 
     def open_route(self, rule: str, database: str, user: str) -> OpenedRoute:
         """The id of a route. Yields, also while the broker is being replaced. Raises InternalError."""

@@ -52,7 +52,7 @@ MAX_SLOT: Final = 1_000_000  # a larger slot number in a report is nonsense
 MAX_WAITING: Final = 1_000_000_000
 ROUND_US: Final = 10_000  # ticks while clients wait somewhere
 REST_US: Final = 1_000_000  # ticks otherwise; min_pool_size is filled by one server a round
-ARRIVAL_US: Final = 2_000  # what a server takes to reach its new worker and the counters to show it
+ARRIVAL_US: Final = 2_000  # what a server takes to reach its relay and the counters to show it
 RETRY_US: Final = 10_000  # least pause after a failed open, so that a dead server is not hammered
 SETTLE_US: Final = 1_000_000  # after a rebuild: servers that nobody reported are ending meanwhile
 
@@ -396,7 +396,7 @@ class Ledger:
         if not 0 <= message.waiting <= MAX_WAITING:
             raise _Violation(f"{message.waiting} clients")
         self._set_want(route, holding, message.waiting)
-        holding.observe(message.waiting, holding.active, now_us)
+        holding.wait_for(message.waiting, now_us)
         self._fill(now_us, [route])
         if holding.unmet:
             self._urgent[route.route_id] = route
@@ -434,6 +434,7 @@ class Ledger:
         slot.server = message.state
         slot.endpoint = message.state.endpoint
         slot.since_us = slot.opened_us = now_us
+        slot.arrives_us = now_us + ARRIVAL_US  # its client is counted as waiting until the relay has it
         slot.route.move(slot, SlotState.LEASED)
         self._spread_minimum(slot.route)
 

@@ -53,10 +53,12 @@ def recallable(holding: Holding, now_us: int) -> int:
 
 
 def idle(holding: Holding, now_us: int) -> int:
-    """Parked servers that may be recalled now."""
+    """Parked servers that are not needed, as the demand was lately, and may be recalled now."""
     if holding.waiting or holding.unmet:
         return 0
-    parked = len(holding.leased) - holding.active - holding.owed - holding.owed_evictions
+    spare = min(1.0, holding.demand)  # else one server would go to and fro with every change
+    needed = max(holding.active, round(holding.demand + spare))
+    parked = len(holding.leased) - needed - holding.owed - holding.owed_evictions
     return max(0, min(parked, recallable(holding, now_us)))
 
 

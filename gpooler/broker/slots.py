@@ -6,9 +6,12 @@ A slot is in exactly one list at a time and its state says which: a count is the
 import heapq
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import exp
 from typing import Final, NamedTuple
 
 from gpooler.broker.messages import Recall, ServerState, WorkerId
+
+MEMORY_US: Final = 100_000  # over which the demand is smoothed
 
 
 class RouteKey(NamedTuple):
@@ -109,8 +112,10 @@ class Holding:
     leaving: dict[int, Slot] = field(default_factory=dict)
     want: int = 0  # as the last Want said; above 0 it is in ``Route.hungry``
     unmet: int = 0  # waiters for whom nothing is on its way, as far as we know
-    waiting: int = 0  # observed
+    waiting: int = 0  # observed, or as the last Want said
     active: int = 0  # observed
+    demand: float = 0.0  # clients that use or wish a server, smoothed
+    observed_us: int = 0
     served_us: int = 0  # the last grant
     recalls: dict[int, Recall] = field(default_factory=dict)  # not answered yet, by id
     owed: int = 0  # recalled and still here
@@ -123,20 +128,26 @@ class Holding:
         """Slots that serve or soon will."""
         return len(self.opening) + len(self.leased)
 
-    @property
-    def demand(self) -> int:
-        """Clients that use or wish a server."""
-        return self.waiting + self.active
-
     def arriving(self, now_us: int) -> int:
         """Servers on their way to clients that still wait."""
         return len(self.opening) + sum(slot.arrives_us > now_us for slot in self.leased.values())
 
-    def observe(self, waiting: int, active: int, now_us: int) -> None:
-        """Take in what the worker's counters say."""
+    def wait_for(self, waiting: int, now_us: int) -> None:
+        """So many clients wait."""
         self.waiting = waiting
-        self.active = active
         self.unmet = max(0, waiting - self.arriving(now_us)) if self.want else 0
+
+    def observe(self, waiting: int, active: int, now_us: int) -> None:
+        """Take in what the worker's counters say.
+
+        One look tells little: which process just had its turn on the processor decides who seems idle. So
+        the demand is the mean of what was seen lately; after a pause the newest look counts alone.
+        """
+        self.wait_for(waiting, now_us)
+        self.active = active
+        weight = 1 - exp((self.observed_us - now_us) / MEMORY_US)
+        self.demand += (waiting + active - self.demand) * weight
+        self.observed_us = now_us
 
     def recalled(self, recall: Recall, now_us: int) -> None:
         """A recall goes out."""

@@ -1,0 +1,489 @@
+"""The ledger, event by event."""
+
+import pytest
+
+from gpooler.broker.acts import Bury, Complain, Hold, Release, Send
+from gpooler.broker.ledger import REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger, RuleLimits
+from gpooler.broker.messages import (
+    Closed,
+    Closing,
+    Connected,
+    Declined,
+    Draining,
+    GrantOpen,
+    GrantServer,
+    Keep,
+    Opened,
+    OpenFailed,
+    OpenRoute,
+    Recall,
+    RecallAnswer,
+    ReportEnd,
+    ReportRoute,
+    ReportServer,
+    ReportSlot,
+    Returned,
+    RouteOpened,
+    RouteParameters,
+    RouteRefused,
+    ServerState,
+    SlotPhase,
+    Want,
+    WorkerId,
+)
+from gpooler.broker.shares import PROTECTION_US
+from gpooler.broker.slots import LedgerError, SlotName, SlotState
+
+A, B, C = WorkerId(1, 1), WorkerId(2, 2), WorkerId(3, 3)
+STATE = ServerState("s1", 7, "aabb", "/s", {}, {}, 0, 0, 0)
+ROUTE = 0
+
+
+def limits(pool_size=2, minimum=0, shared=None, fixed=None):
+    return RuleLimits(pool_size, minimum, shared, 1500, fixed)
+
+
+class Desk:
+    """A ledger, its clock, and what it wants done."""
+
+    def __init__(self, rules=None, shared=None, workers=(A, B), is_first=True, max_routes=100):
+        self.ledger = Ledger(rules or {"r": limits()}, shared or {}, max_routes)
+        self.now = 10 * REST_US
+        self.demand = {}
+        for worker in workers:
+            self.ledger.attach(worker, False)
+        self.ledger.serve(self.now, is_first)
+        for worker in workers:
+            self.say(worker, ReportEnd())
+
+    def say(self, worker, message):
+        """Handle a message; returns the acts."""
+        self.now += 1
+        acts = self.ledger.handle(self.now, worker, message)
+        self.ledger.check()
+        return acts
+
+    def tick(self, after_us=0):
+        self.now += after_us
+        due = self.ledger.due(self.now)
+        demand = {at: seen for at, seen in self.demand.items() if at[1] in due}
+        acts = self.ledger.tick(self.now, demand)
+        self.ledger.check()
+        return acts
+
+    def open_routes(self, *workers, rule="r"):
+        for worker in workers:
+            self.say(worker, OpenRoute(1, rule, "d", "u"))
+
+    def see(self, worker, waiting, active, route_id=ROUTE):
+        self.demand[worker, route_id] = Demand(waiting, active)
+
+    def lease(self, worker, count=1):
+        """Have ``worker`` open servers; returns (slot, generation) of each."""
+        grants = sent(self.say(worker, Want(ROUTE, count)), GrantOpen)
+        for grant in grants:
+            at = (ROUTE, grant.slot, grant.generation)
+            self.say(worker, Connected(*at, "/s"))
+            self.say(worker, Opened(*at, STATE))
+        self.say(worker, Want(ROUTE, 0))
+        return [(grant.slot, grant.generation) for grant in grants]
+
+
+def sent(acts, kind):
+    return [act.message for act in acts if isinstance(act, Send) and isinstance(act.message, kind)]
+
+
+def targets(acts, kind):
+    return [act.worker for act in acts if isinstance(act, Send) and isinstance(act.message, kind)]
+
+
+@pytest.fixture
+def desk():
+    desk = Desk()
+    desk.open_routes(A, B)
+    return desk
+
+
+# --- routes -----------------------------------------------------------------------------------------
+
+
+def test_a_route_has_one_id_in_every_worker():
+    desk = Desk()
+    first = sent(desk.say(A, OpenRoute(5, "r", "d", "u")), RouteOpened)
+    second = sent(desk.say(B, OpenRoute(9, "r", "d", "u")), RouteOpened)
+    other = sent(desk.say(B, OpenRoute(10, "r", "d", "other")), RouteOpened)
+    assert first == [RouteOpened(5, 0, "r", "d", "u", None)]
+    assert second == [RouteOpened(9, 0, "r", "d", "u", None)]
+    assert other[0].route_id == 1
+
+
+def test_an_unknown_rule_is_refused():
+    assert "nonsense" in sent(Desk().say(A, OpenRoute(5, "nonsense", "d", "u")), RouteRefused)[0].cause
+
+
+def test_a_route_is_refused_when_the_ids_are_used_up():
+    desk = Desk(max_routes=1)
+    desk.open_routes(A)
+    assert "used up" in sent(desk.say(A, OpenRoute(5, "r", "d", "x")), RouteRefused)[0].cause
+
+
+def test_parameters_are_kept_and_spread_to_those_who_know_the_route(desk):
+    message = RouteParameters(ROUTE, {"TimeZone": "UTC"})
+    assert targets(desk.say(A, message), RouteParameters) == [B]
+    assert desk.say(B, message) == []
+    desk.ledger.attach(C, False)
+    assert sent(desk.say(C, OpenRoute(3, "r", "d", "u")), RouteOpened)[0].parameters == {"TimeZone": "UTC"}
+
+
+# --- grants -----------------------------------------------------------------------------------------
+
+
+def test_free_capacity_is_granted_at_once_and_never_beyond_the_pool(desk):
+    assert sent(desk.say(A, Want(ROUTE, 5)), GrantOpen) == [GrantOpen(ROUTE, 1, 1), GrantOpen(ROUTE, 2, 2)]
+    assert sent(desk.say(B, Want(ROUTE, 5)), GrantOpen) == []
+
+
+def test_no_more_is_granted_than_clients_wait(desk):
+    assert len(sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)) == 1
+    assert desk.say(A, Want(ROUTE, 1)) == []
+
+
+def test_a_closed_server_makes_room_for_who_waits(desk):
+    (slot, generation), _ = desk.lease(A, 2)
+    desk.say(B, Want(ROUTE, 1))
+    acts = desk.say(A, Closed(ROUTE, slot, generation))
+    assert Release(SlotName(ROUTE, slot)) in acts
+    assert targets(acts, GrantOpen) == [B]
+    assert sent(acts, GrantOpen)[0].generation > generation
+
+
+def test_a_server_that_is_told_to_go_counts_until_it_is_gone(desk):
+    (slot, generation), _ = desk.lease(A, 2)
+    desk.say(B, Want(ROUTE, 1))
+    assert desk.say(A, Closing(ROUTE, slot, generation)) == []
+    assert targets(desk.say(A, Closed(ROUTE, slot, generation)), GrantOpen) == [B]
+
+
+def test_a_failed_open_pauses_the_route_and_the_wish_remains(desk):
+    grant = sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)[0]
+    desk.see(A, 1, 0)
+    assert desk.say(A, OpenFailed(ROUTE, grant.slot, grant.generation, 50)) == []
+    assert desk.tick(49_000) == []
+    assert targets(desk.tick(ROUND_US), GrantOpen) == [A]
+
+
+def test_a_failed_open_pauses_at_least_a_moment(desk):
+    grant = sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)[0]
+    desk.say(A, OpenFailed(ROUTE, grant.slot, grant.generation, 0))
+    assert sent(desk.say(A, Want(ROUTE, 2)), GrantOpen) == []
+    assert len(sent(desk.tick(RETRY_US), GrantOpen)) == 2
+
+
+def test_a_declined_grant_goes_to_another(desk):
+    grants = sent(desk.say(A, Want(ROUTE, 2)), GrantOpen)
+    desk.say(B, Want(ROUTE, 1))
+    acts = desk.say(A, Declined(ROUTE, grants[0].slot, grants[0].generation))
+    assert targets(acts, GrantOpen) == [B]
+
+
+@pytest.mark.parametrize("kind", [Closed, Closing, Declined])
+def test_stale_and_repeated_messages_do_nothing(desk, kind):
+    (slot, generation), _ = desk.lease(A, 2)
+    desk.say(A, Closed(ROUTE, slot, generation))
+    desk.say(B, Want(ROUTE, 1))
+    assert desk.say(A, kind(ROUTE, slot, generation)) == []
+    assert desk.say(A, kind(ROUTE, slot, generation + 100)) == []
+    assert desk.say(A, kind(ROUTE, 99, 1)) == []
+
+
+def test_a_worker_cannot_close_what_is_anothers(desk):
+    (slot, generation), _ = desk.lease(A, 2)
+    assert desk.say(B, Closed(ROUTE, slot, generation)) == []
+    assert desk.ledger.routes[ROUTE].slots[slot].state is SlotState.LEASED
+
+
+# --- recalls ----------------------------------------------------------------------------------------
+
+
+def test_a_parked_server_moves_to_who_waits(desk):
+    leases = desk.lease(A, 2)
+    desk.see(A, 0, 0)
+    desk.see(B, 1, 0)
+    desk.now += PROTECTION_US
+    desk.say(B, Want(ROUTE, 1))
+    assert desk.ledger.next_due_us() <= desk.now
+    acts = desk.tick()
+    (recall,) = sent(acts, Recall)
+    assert (targets(acts, Recall), recall.count, recall.is_eviction) == ([A], 1, False)
+    desk.say(A, RecallAnswer(ROUTE, recall.recall_id, 1, 0))
+    slot, generation = leases[0]
+    (act,) = desk.say(A, Returned(ROUTE, slot, generation, STATE))
+    assert (act.worker, act.slot) == (B, SlotName(ROUTE, slot))
+    assert isinstance(act.message, GrantServer)
+    assert act.message.generation > generation
+
+
+def test_a_lease_is_not_recalled_within_a_millisecond_and_then_at_once(desk):
+    desk.lease(A, 2)
+    desk.see(A, 5, 2)
+    desk.see(B, 1, 0)
+    desk.say(B, Want(ROUTE, 1))
+    assert sent(desk.tick(), Recall) == []
+    due = desk.ledger.next_due_us()
+    assert due <= desk.now + PROTECTION_US
+    desk.now = due
+    assert targets(desk.tick(), Recall) == [A]
+
+
+def test_a_recall_under_way_is_not_repeated(desk):
+    desk.lease(A, 2)
+    desk.see(A, 5, 2)
+    desk.see(B, 1, 0)
+    desk.say(B, Want(ROUTE, 1))
+    assert len(sent(desk.tick(ROUND_US), Recall)) == 1
+    assert sent(desk.tick(ROUND_US), Recall) == []
+
+
+def test_a_refused_recall_is_owed_no_more(desk):
+    desk.lease(A, 2)
+    desk.see(A, 5, 2)
+    desk.see(B, 1, 0)
+    desk.say(B, Want(ROUTE, 1))
+    (recall,) = sent(desk.tick(ROUND_US), Recall)
+    desk.say(A, RecallAnswer(ROUTE, recall.recall_id, 0, 0))
+    desk.say(A, RecallAnswer(ROUTE, recall.recall_id, 0, 0))
+    assert desk.ledger.routes[ROUTE].holdings[A].owed == 0
+    assert len(sent(desk.tick(ROUND_US), Recall)) == 1
+
+
+def test_a_returned_server_that_nobody_waits_for_goes_back(desk):
+    ((slot, generation),) = desk.lease(A, 1)
+    acts = desk.say(A, Returned(ROUTE, slot, generation, STATE))
+    assert targets(acts, GrantServer) == [A]
+
+
+def test_a_draining_worker_gets_nothing_back(desk):
+    ((slot, generation),) = desk.lease(A, 1)
+    desk.say(A, Draining())
+    assert targets(desk.say(A, Returned(ROUTE, slot, generation, STATE)), GrantServer) == [B]
+
+
+def test_a_returned_server_that_nobody_can_take_is_closed_by_the_broker():
+    desk = Desk(workers=(A,))
+    desk.open_routes(A)
+    ((slot, generation),) = desk.lease(A, 1)
+    desk.say(A, Draining())
+    (act,) = desk.say(A, Returned(ROUTE, slot, generation, STATE))
+    assert isinstance(act, Bury)
+    assert act.pid == 0
+
+
+# --- deaths -----------------------------------------------------------------------------------------
+
+
+def test_a_dead_workers_slots_are_free_only_when_their_servers_are_gone(desk):
+    desk.lease(A, 2)
+    desk.say(B, Want(ROUTE, 2))
+    acts = desk.ledger.worker_gone(desk.now, A)
+    desk.ledger.check()
+    burials = [act for act in acts if isinstance(act, Bury)]
+    assert [act.pid for act in burials] == [7, 7]
+    assert burials[0].timeout_us == 1_500_000
+    assert sent(acts, GrantOpen) == []
+    acts = desk.ledger.gone(desk.now, burials[0].slot, burials[0].generation)
+    assert targets(acts, GrantOpen) == [B]
+    assert desk.ledger.gone(desk.now, burials[0].slot, burials[0].generation) == []
+
+
+def test_a_worker_that_dies_in_a_login_leaves_a_server_to_bury_once_it_was_connected(desk):
+    first, second = sent(desk.say(A, Want(ROUTE, 2)), GrantOpen)
+    assert Hold(SlotName(ROUTE, first.slot)) in desk.say(
+        A, Connected(ROUTE, first.slot, first.generation, "/s")
+    )
+    desk.say(B, Want(ROUTE, 2))
+    acts = desk.ledger.worker_gone(desk.now, A)
+    (burial,) = [act for act in acts if isinstance(act, Bury)]
+    assert (burial.slot, burial.pid) == (SlotName(ROUTE, first.slot), 0)
+    assert sent(acts, GrantOpen)[0].slot == second.slot
+
+
+def test_a_receiver_that_dies_leaves_its_server_to_the_broker(desk):
+    (slot, generation), _ = desk.lease(A, 2)
+    desk.say(B, Want(ROUTE, 1))
+    desk.say(A, Returned(ROUTE, slot, generation, STATE))
+    acts = desk.ledger.worker_gone(desk.now, B)
+    assert [act.slot for act in acts if isinstance(act, Bury)] == [SlotName(ROUTE, slot)]
+
+
+def test_a_dead_worker_is_not_spoken_to(desk):
+    desk.ledger.worker_gone(desk.now, A)
+    assert desk.say(A, Want(ROUTE, 1)) == []
+    assert desk.ledger.worker_gone(desk.now, A) == []
+
+
+# --- rebuild ----------------------------------------------------------------------------------------
+
+
+def rebuilt():
+    """A second broker; A and B have a history."""
+    desk = Desk(workers=())
+    desk.ledger = Ledger({"r": limits(3)}, {}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.attach(B, True)
+    desk.ledger.serve(desk.now, is_first=False)
+    return desk
+
+
+def report(desk, worker, *slots):
+    desk.say(worker, ReportRoute(4, "r", "d", "u"))
+    for slot, generation in slots:
+        acts = desk.say(worker, ReportServer(4, slot, generation, SlotPhase.OPEN, STATE))
+        assert acts == [Hold(SlotName(4, slot))]
+    return desk.say(worker, ReportEnd())
+
+
+def test_route_ids_survive_the_broker_and_new_ones_wait_for_every_report():
+    desk = rebuilt()
+    report(desk, A, (1, 70))
+    assert desk.say(A, OpenRoute(1, "r", "d", "new")) == []
+    assert sent(desk.say(A, OpenRoute(2, "r", "d", "u")), RouteOpened)[0].route_id == 4
+    acts = report(desk, B, (2, 80))
+    assert [message.route_id for message in sent(acts, RouteOpened)] == [5]
+
+
+def test_nothing_is_opened_before_the_reports_and_a_pause():
+    desk = rebuilt()
+    report(desk, A, (1, 70))
+    assert desk.say(A, Want(4, 2)) == []
+    report(desk, B, (2, 80))
+    desk.see(A, 2, 1, 4)
+    assert sent(desk.tick(SETTLE_US // 2), GrantOpen) == []
+    (grant,) = sent(desk.tick(SETTLE_US), GrantOpen)
+    assert (grant.slot, grant.generation) == (3, 81)
+
+
+def test_a_dead_worker_is_not_waited_for():
+    desk = rebuilt()
+    report(desk, A, (1, 70))
+    assert not desk.ledger.is_ready
+    desk.ledger.worker_gone(desk.now, B)
+    assert desk.ledger.is_ready
+
+
+def test_servers_above_the_cap_are_reported_kept_and_shed():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({"r": limits(1)}, {}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.serve(desk.now, is_first=False)
+    report(desk, A, (1, 70), (2, 71), (3, 72))
+    (recall,) = sent(desk.tick(REST_US), Recall)
+    assert (recall.count, recall.is_eviction) == (2, True)
+    desk.say(A, Closed(4, 1, 70))
+    desk.say(A, Closed(4, 2, 71))
+    assert desk.ledger.routes[4].caps[0].ceiling == 1
+
+
+def test_a_route_whose_rule_is_gone_gets_nothing_more():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({}, {}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.serve(desk.now, is_first=False)
+    report(desk, A, (1, 70))
+    desk.say(A, Want(4, 5))
+    assert sent(desk.tick(2 * SETTLE_US), GrantOpen) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ReportServer(4, 1, 70, SlotPhase.OPEN, STATE),  # in other hands
+        ReportServer(4, 2, 70, SlotPhase.OPEN, None),
+        ReportSlot(4, 0, 1),
+        ReportSlot(4, 10**9, 1),
+        ReportSlot(9, 1, 1),
+        ReportRoute(4, "r", "d", "other"),
+        ReportRoute(5, "r", "d", "u"),
+        ReportRoute(-1, "r", "x", "u"),
+        ReportRoute(100, "r", "x", "u"),
+    ],
+)
+def test_a_report_that_cannot_be_is_a_reason_to_complain(message):
+    desk = rebuilt()
+    report(desk, A, (1, 70))
+    desk.say(B, ReportRoute(4, "r", "d", "u"))
+    (act,) = desk.say(B, message)
+    assert isinstance(act, Complain)
+    assert act.worker == B
+
+
+@pytest.mark.parametrize(
+    "message", [Want(9, 1), Want(ROUTE, -1), RecallAnswer(ROUTE, 1, -1, 0), RouteParameters(9, {})]
+)
+def test_nonsense_is_a_reason_to_complain(desk, message):
+    (act,) = desk.say(A, message)
+    assert isinstance(act, Complain)
+
+
+# --- min_pool_size and caps --------------------------------------------------------------------------
+
+
+def test_min_pool_size_is_filled_by_the_broker_and_kept_from_the_ttl():
+    desk = Desk({"r": limits(5, 2, fixed=("d", "u"))})
+    acts = desk.tick(REST_US)
+    assert [type(act.message) for act in acts] == [RouteOpened, GrantOpen]
+    assert {act.worker for act in acts} == {A}
+    grant = acts[1].message
+    desk.say(A, Connected(0, grant.slot, grant.generation, "/s"))
+    assert sent(desk.say(A, Opened(0, grant.slot, grant.generation, STATE)), Keep) == [Keep(0, 1)]
+    assert targets(desk.tick(REST_US), GrantOpen) == [B]
+    assert desk.tick(REST_US) == []
+
+
+def test_a_draining_worker_is_not_filled():
+    desk = Desk({"r": limits(5, 1, fixed=("d", "u"))})
+    desk.say(A, Draining())
+    assert targets(desk.tick(REST_US), GrantOpen) == [B]
+
+
+def test_an_idle_server_of_another_route_is_evicted_under_a_shared_cap():
+    desk = Desk({"r": limits(0, shared="s"), "other": limits(0, shared="s")}, {"s": 1})
+    desk.open_routes(A)
+    desk.open_routes(A, B, rule="other")
+    ((slot, generation),) = desk.lease(A, 1)
+    desk.see(A, 0, 0)
+    desk.see(B, 1, 0, route_id=1)
+    desk.now += PROTECTION_US
+    assert sent(desk.say(B, Want(1, 1)), GrantOpen) == []
+    (recall,) = sent(desk.tick(), Recall)
+    assert (recall.route_id, recall.count, recall.is_eviction) == (ROUTE, 1, True)
+    desk.say(A, Closing(ROUTE, slot, generation))
+    assert targets(desk.say(A, Closed(ROUTE, slot, generation)), GrantOpen) == [B]
+
+
+def test_only_routes_with_waiting_clients_are_looked_at():
+    desk = Desk(max_routes=2000)
+    for number in range(1000):
+        desk.say(A, OpenRoute(1, "r", "d", f"u{number}"))
+    desk.say(A, Want(7, 9))
+    desk.tick(ROUND_US)
+    assert desk.ledger.due(desk.now + ROUND_US) == [7]
+
+
+def test_an_idle_ledger_rests(desk):
+    desk.tick(REST_US)
+    assert desk.ledger.next_due_us() == desk.now + REST_US
+
+
+def test_the_check_finds_a_slot_in_two_lists(desk):
+    desk.lease(A, 1)
+    route = desk.ledger.routes[ROUTE]
+    route.buried[1] = route.slots[1]
+    with pytest.raises(LedgerError, match="two lists"):
+        desk.ledger.check()
+
+
+def test_an_illegal_change_of_state_names_both(desk):
+    desk.lease(A, 1)
+    route = desk.ledger.routes[ROUTE]
+    with pytest.raises(LedgerError, match="LEASED to OPENING"):
+        route.move(route.slots[1], SlotState.OPENING)
