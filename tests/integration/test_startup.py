@@ -48,9 +48,8 @@ PARAMETERS: list[Mapping[str, str]] = [
 ]
 SHOWN = (
     "application_name", "client_encoding", "DateStyle", "TimeZone", "IntervalStyle", "search_path",
-    "application_name", "client_encoding", "DateStyle", "TimeZone", "IntervalStyle", "search_path",
-    "work_mem",
-    "default_transaction_isolation", "default_transaction_read_only", "bytea_output", "role",
+    "work_mem", "standard_conforming_strings", "statement_timeout", "lock_timeout", "extra_float_digits",
+    "geqo", "default_transaction_isolation", "default_transaction_read_only", "bytea_output", "role",
 )  # fmt: skip
 
 REFUSED_PARAMETERS: list[Mapping[str, str]] = [
