@@ -950,7 +950,8 @@ cdef void client_terminate(Engine* e, Client* c) noexcept nogil:
     cdef Server* s = c.server
     if s != NULL and not session_is_idle(&s.session) and c.conn.rx.left == 0:
         c.flags |= IS_TERMINATED
-        return
+        if not session_needs_sync(&s.session):
+            return                      # else the last answer never comes
     client_leave(e, c, REASON_CLIENT_TERMINATED)
 
 
@@ -963,8 +964,8 @@ cdef void client_eof(Engine* e, Client* c, bint is_broken) noexcept nogil:
     if c.conn.rx.left or c.conn.hold != NULL and c.conn.state != CLIENT_WAITING:
         client_leave(e, c, REASON_CLIENT_GONE)
         return
-    if s != NULL and s.session.is_copy_in:
-        client_leave(e, c, REASON_CLIENT_GONE)
+    if s != NULL and (s.session.is_copy_in or session_needs_sync(&s.session)):
+        client_leave(e, c, REASON_CLIENT_GONE)      # what it began can have no end
         return
     if c.conn.state == CLIENT_IDLE or s == NULL and c.conn.state != CLIENT_WAITING:
         client_leave(e, c, REASON_CLIENT_GONE if c.flags & (IN_SETUP | IS_HELD)
@@ -1382,6 +1383,12 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
         return
     if s.conn.rx.left and not s.flags & IS_SWALLOWING:
         s.flags |= IS_SWALLOWING        # the rest of a message whose beginning the client got
+    if session_needs_sync(&s.session) and not s.session.is_skipping:
+        # Extended messages without a Sync: their transaction is open and ends with the connection.
+        if is_patient:
+            s.flags |= CANCEL_ASKED     # Terminate followed: what stands before them is still done
+        server_close(e, s, REASON_SERVER_DIRTY_END)
+        return
     if not session_is_idle(&s.session):
         if not r.can_cancel:
             server_close(e, s, REASON_SERVER_DIRTY_END)
