@@ -108,7 +108,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="exit after the queries instead of staying")
     once: bool = parser.parse_args().once
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(ending, signal.default_int_handler)
     try:
         say("[demo] starting PostgreSQL 18")
         with Postgres(18) as postgres:
