@@ -32,8 +32,8 @@ def is_other_flavour() -> bool:
 
 
 def extensions() -> list[Extension]:
-    """One extension module for each ``.pyx`` of the relay."""
-    sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / RELAY).glob("*.pyx"))
+    """One extension module for each ``.pyx``."""
+    sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "gpooler").rglob("*.pyx"))
     if not sources:
         return []
     from Cython.Build import cythonize
@@ -76,7 +76,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["gpooler", "gpooler.*"]),
-    package_data={"gpooler": ["py.typed"], "gpooler.relay": ["*.pxd", "*.pyi"]},
+    package_data={"gpooler": ["py.typed"], "gpooler.relay": ["*.pxd", "*.pyi"], "gpooler.client": ["*.pyi"]},
     ext_modules=extensions(),
     # requirements.txt pins the versions that are tested; these are the packages themselves
     install_requires=[

@@ -1,24 +1,22 @@
 """The clients of one worker: accepted here, logged in by ``login``, then known by relay handles only."""
 
-import os
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import gevent
+from gevent import get_hub
 from gevent.server import StreamServer
 
 from gpooler.client.admission import Admission
-from gpooler.client.connection import Connection
-from gpooler.client.login import Login, SetUp
+from gpooler.client.entrance import Entrance, Guest
+from gpooler.client.login import Attempt, Login, SetUp
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config
 from gpooler.errors import (
     AdminShutdown,
     GpoolerError,
     InternalError,
-    LoginTimeout,
     PoolTimeout,
     PostgresError,
     ProtocolViolation,
@@ -38,35 +36,30 @@ from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
 
-ID_BYTES: Final = 6
 TIMEOUT_TICK_S: Final = 0.05  # precision of client_login_timeout
 BALANCE_TICK_S: Final = 0.02  # a worker that paused looks so often whether it may accept again
 CLIENT_LEAVING: Final = 4  # relay/engine.pxd: ClientState
-NO_LINGER: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {1, 0}
 
 
 class Listening(StreamServer):  # type: ignore[misc]
-    """Accepts into greenlets, with bare descriptors. One connection a turn, so that workers share fairly."""
+    """Accepts with bare descriptors, one connection a turn, so that workers share fairly."""
 
     max_accept = 1
 
-    def __init__(self, listener: Listener, accept: Callable[[int, object], None]) -> None:
+    def __init__(self, listener: Listener, accept: Callable[[int], Guest | None]) -> None:
+        """``accept`` takes the listening descriptor."""
         super().__init__(listener.socket.dup(), handle=accept)
 
-    def do_read(self) -> tuple[int, object] | None:
-        """A descriptor and its peer's address instead of a socket object."""
-        try:
-            fd, address = self.socket._accept()
-        except BlockingIOError:
-            return None
-        return fd, address
+    def do_read(self) -> tuple[Guest] | None:
+        """A guest instead of a socket object."""
+        guest = self.handle(self.socket.fileno())
+        return None if guest is None else (guest,)
 
-    def do_handle(self, fd: int, address: object) -> None:
-        """In the hub: the handler only spawns."""
-        self.handle(fd, address)
+    def do_handle(self, guest: Guest) -> None:
+        """Nothing: the entrance reads from it when it speaks."""
 
     def do_close(self, *args: object) -> None:
-        """The handler owns the descriptor."""
+        """The guest owns its descriptor."""
 
 
 class Clients:
@@ -93,9 +86,9 @@ class Clients:
         self._names: list[tuple[str, str]] = []
         self._name_index: dict[tuple[str, str], int] = {}
         self._setups: dict[int, SetUp] = {}
-        self._logins: deque[tuple[int, gevent.Greenlet, int]] = deque()
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
+        self._entrance: Entrance | None = None
         self.login: Login | None = None
         self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
 
@@ -103,6 +96,10 @@ class Clients:
 
     def start(self) -> None:
         """Begin to accept."""
+        assert self.login is not None
+        self._entrance = Entrance(self.login)
+        watcher = get_hub().loop.io(self._entrance.fd, 1)
+        watcher.start(self._on_entrance)
         for server in self._servers:
             server.start()
         self._counters.set_process(ProcessWord.LISTENING, 1)
@@ -114,61 +111,42 @@ class Clients:
             server.close()
         self._servers = []
 
-    def _acceptor(self, listener: Listener) -> Callable[[int, object], None]:
+    def _acceptor(self, listener: Listener) -> Callable[[int], Guest | None]:
         timeout_ms = self._config.listen[listener.index].client_login_timeout
-        is_unix = listener.is_unix
 
-        def accept(fd: int, peer: object) -> None:
-            os.set_blocking(fd, False)
-            if is_unix:
-                family, address, port, host = 0, b"", 0, "local"
-            else:
-                assert isinstance(peer, tuple)
-                host, port = peer[0], peer[1]
-                if ":" in host:
-                    family, address = 6, socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-                else:
-                    family, address = 4, socket.inet_aton(host)
-                if self._lingers:
-                    with socket.socket(fileno=os.dup(fd)) as sock:
-                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-            number = int.from_bytes(os.urandom(ID_BYTES))
-            who = LogContext(client=client_id(number), client_host=host, client_port=port)
-            client = Connection(fd, family, address, port, number, who)
-            assert self.login is not None
-            greenlet = gevent.spawn(self._run_login, client)
-            self._logins.append((monotonic_us() + timeout_ms * 1000, greenlet, timeout_ms))
+        def accept(fd: int) -> Guest | None:
+            assert self._entrance is not None
+            guest = self._entrance.accept(fd, timeout_ms, self._lingers)
+            if guest is None:
+                return None
+            guest.attempt = Attempt()
+            guest.who = LogContext(
+                client=client_id(guest.number), client_host=guest.host, client_port=guest.port
+            )
+            self._entrance.feed(guest)
             if self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
                 self._pause()
+            return guest
 
         return accept
 
-    def _run_login(self, client: Connection) -> None:
-        self._counters.add_process(ProcessWord.CLIENTS_LOGIN)
-        try:
-            assert self.login is not None
-            self.login.run(client)
-        finally:
-            self._counters.add_process(ProcessWord.CLIENTS_LOGIN, -1)
+    def _on_entrance(self) -> None:
+        """In the hub: guests have spoken."""
+        assert self._entrance is not None
+        self._entrance.poll()
 
     def _end_late_logins(self) -> None:
-        """End logins that take longer than ``client_login_timeout``."""
-        while self._logins:
+        """End logins that take longer than ``client_login_timeout``, as long as there are any."""
+        assert self._entrance is not None
+        assert self.login is not None
+        while len(self._entrance):
+            self._counters.set_process(ProcessWord.CLIENTS_LOGIN, len(self._entrance))
             gevent.sleep(TIMEOUT_TICK_S)
-            now_us = monotonic_us() + int(TIMEOUT_TICK_S * 1e6)
-            kept: deque[tuple[int, gevent.Greenlet, int]] = deque()
-            while self._logins:
-                item = self._logins.popleft()
-                deadline_us, greenlet, timeout_ms = item
-                if greenlet.dead:
-                    continue
-                if now_us < deadline_us:
-                    kept.append(item)
-                    continue
-                greenlet.kill(LoginTimeout(timeout_ms), block=False)
-            self._logins = kept
+            for guest in self._entrance.expired(int(TIMEOUT_TICK_S * 1e6)):
+                self.login.expire(guest)
+        self._counters.set_process(ProcessWord.CLIENTS_LOGIN, 0)
         self._ticker = None
 
     def _pause(self) -> None:
@@ -199,12 +177,12 @@ class Clients:
             self._names.append(pair)
         return index
 
-    def on_adopted(self, handle: int, client: Connection, setup: SetUp | None) -> None:
+    def on_adopted(self, handle: int, guest: Guest, setup: SetUp | None) -> None:
         """A client is the relay's."""
         if setup is not None:
             self._setups[handle] = setup
         if self._is_session_logged:
-            self._logger.info("client connected", context="startup", who=client.who)
+            self._logger.info("client connected", context="startup", who=guest.who)
 
     def on_event(self, handle: int, bits: int) -> None:
         """Events of one client (``relay/engine.pxd: EventBit``)."""

@@ -1,10 +1,14 @@
-"""The life of a client until the relay has it: startup packet, authentication, route, adoption."""
+"""The life of a client until the relay has it: startup packet, authentication, route, adoption.
 
-import os
+What can be answered at once is answered where its message comes in; a greenlet is spawned for a login only
+when it has to wait: for the id of a route, for its turn, for a cancel request to be over.
+"""
+
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final, Protocol
 
+import gevent
 from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
@@ -12,7 +16,7 @@ from gpooler.auth.exchange import Done
 from gpooler.auth.secrets import Secret
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.connection import ClientGone, Connection
+from gpooler.client.entrance import ClientGone, Guest, random_bytes
 from gpooler.client.greeting import (
     APPLICATION_NAME,
     Greetings,
@@ -30,6 +34,7 @@ from gpooler.errors import (
     ClientMaxReached,
     FeatureNotSupported,
     GpoolerError,
+    LoginTimeout,
     NoRule,
     ParameterCannotChange,
     ProtocolViolation,
@@ -44,7 +49,15 @@ from gpooler.server.servers import READ_ONLY
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
-from gpooler.wire.startup import CancelRequest, GSSENCRequest, Replication, SSLRequest, Startup
+from gpooler.wire.startup import (
+    CancelRequest,
+    GSSENCRequest,
+    Replication,
+    SSLRequest,
+    Startup,
+    parse_startup,
+    parse_startup_length,
+)
 
 # What the server alone decides; the relay never deploys these, so a client that asks has to be told here.
 FIXED: Final = frozenset(name.decode() for name in READ_ONLY)
@@ -56,6 +69,9 @@ class Routes(Protocol):
 
     def open(self, rule: Rule, database: str, user: str) -> Route:
         """The route of a client. Yields when it is new. Raises GpoolerError."""
+
+    def known(self, rule: Rule, database: str, user: str) -> Route | None:
+        """The same without waiting; None when it is new."""
 
 
 class SetUp:
@@ -69,8 +85,21 @@ class SetUp:
         self.secret_length = secret_length
 
 
+class Attempt:
+    """How far a login is."""
+
+    __slots__ = ("conversation", "is_counted", "packet", "requests", "rule")
+
+    def __init__(self) -> None:
+        self.requests: set[type] = set()  # encryption requests seen
+        self.packet: Startup | None = None
+        self.rule: Rule | None = None  # None: no rule, the exchange fails whatever is answered
+        self.conversation: exchange.Exchange | None = None
+        self.is_counted = False  # against client_max
+
+
 class Login:
-    """Logs clients in. One greenlet runs ``run`` for each."""
+    """Logs clients in: the handler of ``entrance.Entrance``."""
 
     def __init__(
         self,
@@ -84,7 +113,7 @@ class Login:
         workers: int,
         mock_key: bytes,
         names: Callable[[str, str], int],
-        on_adopted: Callable[[int, Connection, SetUp | None], None],
+        on_adopted: Callable[[int, Guest, SetUp | None], None],
     ) -> None:
         """``names`` gives the index of a (database, user) pair; ``mock_key``: see ``auth.exchange``."""
         self._config = config
@@ -107,144 +136,191 @@ class Login:
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
 
-    def run(self, client: Connection) -> None:
-        """Log a client in and hand it to the relay. Yields. Closes the connection on any failure."""
-        rule: Rule | None = None
-        try:
-            packet = self._first_packet(client)
-            if isinstance(packet, CancelRequest):
-                self._cancels.request(packet.pid, packet.secret)
-                return
-            assert isinstance(packet, Startup)
-            client.who.user, client.who.database = packet.user, packet.database
-            rule = self._find_rule(client, packet)
-            self._log_in(client, packet, rule)
-        except ClientGone as gone:
-            if client.who.user:
-                self._logger.info(f"client gone during login: {gone}", context="startup", who=client.who)
-        except GpoolerError as error:
-            self._refuse(client, error, rule is None or rule.client_show_id)
-        finally:
-            client.close()
+    # -- the entrance speaks
 
-    def _refuse(self, client: Connection, error: GpoolerError, is_id_shown: bool) -> None:
-        """Tell the client and the log why."""
+    def on_startup(self, guest: Guest, packet: bytes) -> None:
+        """A startup packet, without its length word."""
+        try:
+            self._on_startup(guest, packet)
+        except (GpoolerError, ClientGone) as error:
+            self._end(guest, error)
+
+    def on_password(self, guest: Guest, body: bytes) -> None:
+        """The body of a password message."""
+        try:
+            assert guest.attempt.conversation is not None
+            self._go_on(guest, guest.attempt.conversation.answer(body))
+        except (GpoolerError, ClientGone) as error:
+            self._end(guest, error)
+
+    def on_bad(self, guest: Guest, is_startup: bool) -> None:
+        """Bytes that are no message of the kind expected."""
+        try:
+            if is_startup:
+                parse_startup_length(guest.buffer[:4])
+            else:
+                messages.split_password_message(guest.buffer)
+            raise AssertionError("the entrance and the parsers disagree")
+        except GpoolerError as error:
+            self._end(guest, error)
+
+    def on_gone(self, guest: Guest, cause: str) -> None:
+        """The client closed or broke the connection."""
+        self._end(guest, ClientGone(cause))
+
+    def expire(self, guest: Guest) -> None:
+        """Its client_login_timeout is over."""
+        self._end(guest, LoginTimeout(guest.timeout_ms))
+
+    def _end(self, guest: Guest, error: GpoolerError | ClientGone) -> None:
+        """A login failed: tell the log, and the client if it is there; nothing of it is left."""
+        attempt: Attempt = guest.attempt
+        if attempt.is_counted:
+            attempt.is_counted = False
+            self._admission.leave()
+        if isinstance(error, GpoolerError):
+            self._refuse(guest, error, attempt.rule is None or attempt.rule.client_show_id)
+        elif guest.who.user:
+            self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
+        guest.close()
+
+    def _refuse(self, guest: Guest, error: GpoolerError, is_id_shown: bool) -> None:
         self._counters.add_process(ProcessWord.LOGIN_ERRORS)
         self._logger.error(
-            f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=client.who
+            f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
         )
         try:
-            os.write(
-                client.fd, messages.error_response(error, client_id(client.number) if is_id_shown else None)
+            guest.send(messages.error_response(error, client_id(guest.number) if is_id_shown else None))
+        except ClientGone:
+            return  # or does not read: either way it is not told
+
+    # -- steps of a login
+
+    def _on_startup(self, guest: Guest, data: bytes) -> None:
+        """Raises ClientFault, ClientGone."""
+        packet = parse_startup(data)
+        if isinstance(packet, SSLRequest | GSSENCRequest):
+            requests: set[type] = guest.attempt.requests
+            if type(packet) in requests:
+                raise ProtocolViolation("encryption was requested twice")
+            requests.add(type(packet))
+            if guest.buffer:
+                raise ProtocolViolation("received unencrypted data after an encryption request")
+            guest.send(REFUSED)
+            guest.expect_startup()
+        elif isinstance(packet, CancelRequest):
+            gevent.spawn(self._cancel, guest, packet)
+        else:
+            self._begin(guest, packet)
+
+    def _cancel(self, guest: Guest, packet: CancelRequest) -> None:
+        try:
+            self._cancels.request(packet.pid, packet.secret)
+        finally:
+            guest.close()
+
+    def _begin(self, guest: Guest, packet: Startup) -> None:
+        """Find the rule, begin the exchange. Raises ClientFault, ClientGone."""
+        attempt: Attempt = guest.attempt
+        attempt.packet = packet
+        guest.who.user, guest.who.database = packet.user, packet.database
+        attempt.rule = rule = self._find_rule(guest, packet)
+        if rule is None:
+            attempt.conversation = self._doomed(packet)
+        else:
+            if rule.authentication is Authentication.BLOCK:
+                raise UserBlocked(packet.user, packet.database)
+            if packet.replication is not Replication.NONE:
+                raise FeatureNotSupported("replication connections are not supported yet")
+            if self.is_draining:
+                raise AdminShutdown
+            if not self._admission.enter(self._config.limits.client_max):
+                raise ClientMaxReached(self._config.limits.client_max or 0)
+            attempt.is_counted = True
+            attempt.conversation = exchange.begin(
+                rule.authentication.value,
+                packet.user,
+                self._secrets.get(rule.name),
+                self._mock_key,
+                salt_name=rule.name if rule.is_default_user else None,
             )
-        except OSError:
-            return  # it is gone, or does not read: either way it is not told
+        negotiation = packet.negotiation()
+        if negotiation:
+            guest.send(negotiation)
+        self._go_on(guest, attempt.conversation.challenge())
 
-    def _first_packet(self, client: Connection) -> CancelRequest | Startup:
-        """SSLRequest and GSSENCRequest may come once each, in any order. Raises ClientGone, ClientFault."""
-        seen: set[type] = set()
-        while True:
-            packet = client.read_startup()
-            if isinstance(packet, SSLRequest | GSSENCRequest):
-                if type(packet) in seen:
-                    raise ProtocolViolation("encryption was requested twice")
-                seen.add(type(packet))
-                client.refuse_rest()
-                client.write(REFUSED)
-                continue
-            return packet
+    def _find_rule(self, guest: Guest, packet: Startup) -> Rule | None:
+        address = None if guest.family == 0 else ip_address(guest.address)
+        kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
+        return self._rules.match(packet.database, packet.user, address, kind)
 
-    def _find_rule(self, client: Connection, packet: Startup) -> Rule:
-        """The client's rule. An unknown user of a known database goes through an exchange that fails."""
-        address = None if client.family == 0 else ip_address(client.address)
-        kind = ConnectionType.LOCAL if client.family == 0 else ConnectionType.HOSTNOSSL
-        rule = self._rules.match(packet.database, packet.user, address, kind)
-        if rule is not None:
-            return rule
+    def _doomed(self, packet: Startup) -> exchange.Exchange:
+        """An exchange for an unknown user of a known database: it fails as a wrong password does."""
         cause = f'no rule for database "{packet.database}" and user "{packet.user}" from this address'
         for other in self._config.rules:
             if other.is_default_database or other.database == packet.database:
                 method = other.authentication
                 if method in (Authentication.NONE, Authentication.BLOCK):
                     method = Authentication.SCRAM_SHA_256
-                client.write(packet.negotiation())
-                self._converse(
-                    client,
-                    exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause),
-                )
-                raise AuthenticationFailed(packet.user, cause=cause)
+                return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
         raise NoRule(packet.database, packet.user)
 
-    def _converse(self, client: Connection, conversation: exchange.Exchange) -> Done:
-        """Run an authentication exchange. Yields. Raises ClientFault, ClientGone."""
-        said = conversation.challenge()
-        while not isinstance(said, Done):
-            client.write(said)
-            said = conversation.answer(client.read_password())
-        return said
+    def _go_on(self, guest: Guest, said: bytes | Done) -> None:
+        """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
+        if not isinstance(said, Done):
+            guest.send(said)
+            guest.expect_password()
+            return
+        attempt: Attempt = guest.attempt
+        packet, rule = attempt.packet, attempt.rule
+        assert packet is not None
+        if rule is None:
+            raise AuthenticationFailed(packet.user, cause="no rule")
+        route = self._routes.known(rule, packet.database, packet.user)
+        if route is not None:
+            self._adopt(guest, packet, rule, route, said)
+        else:
+            gevent.spawn(self._wait_for_route, guest, packet, rule, said)
 
-    def _log_in(self, client: Connection, packet: Startup, rule: Rule) -> None:
-        if rule.authentication is Authentication.BLOCK:
-            raise UserBlocked(packet.user, packet.database)
-        if packet.replication is not Replication.NONE:
-            raise FeatureNotSupported("replication connections are not supported yet")
-        if self.is_draining:
-            raise AdminShutdown
-        if not self._admission.enter(self._config.limits.client_max):
-            raise ClientMaxReached(self._config.limits.client_max or 0)
-        is_counted = True
+    def _wait_for_route(self, guest: Guest, packet: Startup, rule: Rule, done: Done) -> None:
+        """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
         try:
-            done = self._authenticate(client, packet, rule)
             with self._gate:
-                self._adopt(client, packet, rule, done)
-            is_counted = False
-        finally:
-            if is_counted:
-                self._admission.leave()
+                route = self._routes.open(rule, packet.database, packet.user)
+                if guest.fd >= 0:
+                    self._adopt(guest, packet, rule, route, done)
+        except (GpoolerError, ClientGone) as error:
+            if guest.fd >= 0:
+                self._end(guest, error)
 
-    def _authenticate(self, client: Connection, packet: Startup, rule: Rule) -> Done:
-        negotiation = packet.negotiation()
-        if negotiation:
-            client.write(negotiation)
-        return self._converse(
-            client,
-            exchange.begin(
-                rule.authentication.value,
-                packet.user,
-                self._secrets.get(rule.name),
-                self._mock_key,
-                salt_name=rule.name if rule.is_default_user else None,
-            ),
-        )
-
-    def _adopt(self, client: Connection, packet: Startup, rule: Rule, done: Done) -> None:
-        """Route, limits, greeting; the relay has the client afterwards."""
-        route = self._routes.open(rule, packet.database, packet.user)
+    def _adopt(self, guest: Guest, packet: Startup, rule: Rule, route: Route, done: Done) -> None:
+        """Limits and greeting; the relay has the client afterwards. Raises ClientFault, ClientGone."""
         if not self._admission.enter_route(route.route_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, packet.database, packet.user)
         try:
-            handle, setup = self._hand_over(client, packet, rule, route, done)
+            handle, setup = self._hand_over(guest, packet, rule, route, done)
         except BaseException:
             self._admission.leave_route(route.route_id)
             raise
         self._counters.add_process(ProcessWord.LOGINS)
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
-        self._on_adopted(handle, client, setup)
+        guest.attempt.is_counted = False  # from now on the relay's event gives it back
+        self._on_adopted(handle, guest, setup)
 
     def _hand_over(
-        self, client: Connection, packet: Startup, rule: Rule, route: Route, done: Done
+        self, guest: Guest, packet: Startup, rule: Rule, route: Route, done: Done
     ) -> tuple[int, SetUp | None]:
         parameters = {**packet.parameters, **rule.options} if rule.options else packet.parameters
         for item in parameters:
             if item.lower() in FIXED:
                 raise ParameterCannotChange(item)
-        name = _application_name(client, parameters, rule)
+        name = _application_name(guest, parameters, rule)
         key = startup_key(parameters)
         greetings = self._greetings.get(route.route_id)
         if greetings is None:
             greetings = self._greetings[route.route_id] = Greetings()
         found = None if rule.pool is Pool.SESSION else greetings.find(route, key, name)
-        secret = b"" if rule.pool is Pool.SESSION else os.urandom(packet.secret_length)
+        secret = b"" if rule.pool is Pool.SESSION else random_bytes(packet.secret_length)
         setup = None
         if found is None:
             if name:
@@ -252,12 +328,12 @@ class Login:
                     item: name if item.lower() == APPLICATION_NAME else value
                     for item, value in {APPLICATION_NAME: name, **parameters}.items()
                 }
-            client.write(done.messages)
+            guest.send(done.messages)
             relay_set = overrides(parameters)
             setup = SetUp(route, key, packet.secret_length)
         else:
             relay_set = found.parameters
-            client.write(
+            guest.send(
                 b"".join(
                     (
                         done.messages,
@@ -268,17 +344,17 @@ class Login:
                 )
             )
         handle = self._relay.adopt_client(
-            client.detach(),
+            guest.detach(),
             route.route_id,
-            client.number,
+            guest.number,
             relay_set,
             secret=secret,
-            address=client.address,
-            family=client.family,
-            port=client.port,
+            address=guest.address,
+            family=guest.family,
+            port=guest.port,
             names=self._names(packet.database, packet.user),
             needs_setup=setup is not None,
-            pending=client.buffer,
+            pending=guest.buffer,
         )
         return handle, setup
 
@@ -301,8 +377,8 @@ class Login:
         )
 
 
-def _application_name(client: Connection, parameters: dict[str, str], rule: Rule) -> str:
+def _application_name(guest: Guest, parameters: dict[str, str], rule: Rule) -> str:
     value = next((value for item, value in parameters.items() if item.lower() == APPLICATION_NAME), "")
     if rule.application_name_add_host:
-        return application_name(value, f"{client.who.client_host}:{client.port}")
+        return application_name(value, f"{guest.host}:{guest.port}")
     return application_name(value, None) if is_plain(value) else ""

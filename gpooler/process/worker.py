@@ -183,6 +183,10 @@ class Worker:
 
     # -- routes
 
+    def known(self, rule: Rule, database: str, user: str) -> Route | None:
+        """The route of a client, None when it is new here (``client.login.Routes``)."""
+        return self._routes.get(key_of(rule, database, user))
+
     def open(self, rule: Rule, database: str, user: str) -> Route:
         """The route of a client (``client.login.Routes``). Yields when it is new. Raises GpoolerError."""
         key = key_of(rule, database, user)
