@@ -90,6 +90,7 @@ class Clients:
         self._is_paused = False
         self._entrance: Entrance | None = None
         self.login: Login | None = None
+        self._listeners = listeners
         self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
 
     # -- accepting
@@ -105,11 +106,13 @@ class Clients:
         self._counters.set_process(ProcessWord.LISTENING, 1)
 
     def stop(self) -> None:
-        """Accept no more."""
+        """Accept no more. When every process has closed them, the kernel refuses clients."""
         self._counters.set_process(ProcessWord.LISTENING, 0)
         for server in self._servers:
             server.close()
         self._servers = []
+        for listener in self._listeners:
+            listener.socket.close()
 
     def _acceptor(self, listener: Listener) -> Callable[[int], Guest | None]:
         timeout_ms = self._config.listen[listener.index].client_login_timeout
@@ -213,7 +216,8 @@ class Clients:
         record = self._relay.client(handle)
         route = self._routes[record["route"]]
         error = self._error(route, record)
-        self._logger.error(f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record))
+        if not isinstance(error, AdminShutdown):  # the master has said it once for all
+            self._logger.error(f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record))
         # what PostgreSQL says to the client's own startup parameters is passed on as it is
         is_ours = record["reason"] != Reason.SERVER_DEPLOY_FAILED
         shown = client_id(record["id"]) if is_ours and route.rule.client_show_id else None

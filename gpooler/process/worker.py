@@ -18,7 +18,6 @@ from gpooler.client.clients import Clients
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
-from gpooler.errors import AdminShutdown
 from gpooler.logs.queued import open_log
 from gpooler.net.listen import tcp_options
 from gpooler.net.resolve import Resolver
@@ -32,7 +31,6 @@ from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
 from gpooler.server.servers import Servers
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
-from gpooler.wire import messages
 
 DRAIN_TICK_S: Final = 0.1
 
@@ -160,7 +158,6 @@ class Worker:
         assert self._clients.login is not None
         self._clients.login.is_draining = True
         self._broker.send(broker_messages.Draining())
-        farewell = messages.error_response(AdminShutdown())
         next_drop_us = monotonic_us()
         while True:
             count = 0
@@ -168,7 +165,7 @@ class Worker:
                 count = options.rate
                 next_drop_us += options.interval_ms * 1000
             answer: AsyncResult = AsyncResult()
-            self._drops[self._relay.drop_idle(count, farewell)] = answer
+            self._drops[self._relay.drop_idle(count)] = answer
             dropped, left = answer.get()
             if not left and not self._counters.process(ProcessWord.CLIENTS):
                 break

@@ -1890,7 +1890,7 @@ cdef bint is_between(Client* c) noexcept nogil:
 
 
 cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
-    """Close up to `count` clients that stand between transactions, each with these last bytes."""
+    """Drop up to `count` clients that stand between transactions: Python says goodbye to each."""
     cdef Route* r = e.routes
     cdef Conn* at
     cdef Conn* following
@@ -1906,12 +1906,8 @@ cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
                 c = <Client*> at
                 if is_between(c):
                     command.now += 1
-                    at.reason = REASON_SHUTDOWN
-                    if conn_send(e, at, command.data, command.size):
-                        client_unbind(e, c)
-                        leave_when_sent(e, c, REASON_SHUTDOWN)
-                    else:
-                        client_leave(e, c, REASON_SHUTDOWN)
+                    client_unbind(e, c)
+                    want_text(e, c, REASON_SHUTDOWN)
                 at = following
         command.later += r.idle.count + r.active_clients.count + r.waiting.count + r.leaving.count
         r = r.next
@@ -2574,11 +2570,10 @@ cdef class Relay:
         command.is_close = is_eviction
         return self.post_for_reply(command)
 
-    def drop_idle(self, uint32_t count, bytes data):
-        """Close up to ``count`` clients between transactions; the answer is (dropped, left)."""
+    def drop_idle(self, uint32_t count):
+        """Drop up to ``count`` clients between transactions: EVENT_TEXT_WANTED; the answer is (dropped, left)."""
         cdef Command* command = self.command(COMMAND_DROP_IDLE)
         command.count = count
-        self.attach_data(command, data)
         return self.post_for_reply(command)
 
     def connect_failed(self, uint32_t route_id, bytes error, bint only_setup):
