@@ -40,6 +40,8 @@ cdef struct Queue:
 
 cdef Chunk* chunk_take(ChunkPool* pool) noexcept nogil
 cdef void chunk_give(ChunkPool* pool, Chunk* chunk) noexcept nogil
+# Gives the chunks kept for reuse back to the system.
+cdef void chunk_drop(ChunkPool* pool) noexcept nogil
 cdef bint queue_put(ChunkPool* pool, Queue* queue, const unsigned char* data, size_t size) noexcept nogil
 cdef void queue_clear(ChunkPool* pool, Queue* queue) noexcept nogil
 

@@ -46,6 +46,15 @@ cdef void chunk_give(ChunkPool* pool, Chunk* chunk) noexcept nogil:
     pool.count += 1
 
 
+cdef void chunk_drop(ChunkPool* pool) noexcept nogil:
+    cdef Chunk* chunk
+    while pool.free != NULL:
+        chunk = pool.free
+        pool.free = chunk.next
+        free(chunk)
+    pool.count = 0
+
+
 cdef bint queue_put(ChunkPool* pool, Queue* queue, const unsigned char* data, size_t size) noexcept nogil:
     cdef Chunk* chunk
     cdef size_t room

@@ -34,7 +34,7 @@ cdef struct ParamSet:
     uint32_t hash
     uint32_t count
     uint8_t is_conforming       # standard_conforming_strings is not off
-    uint8_t is_multibyte        # client_encoding has backslash bytes inside characters
+    uint8_t is_multibyte        # how to read client_encoding: a scanner.Multibyte
     ParamSet* next              # in its bucket
     Param* items[1]             # sorted by name
 
@@ -58,3 +58,5 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* out, int capacity) noexcept nogil
 # The value of a name, NULL when absent.
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil
+# How many parameters and sets are interned.
+cdef void params_counts(uint32_t* params, uint32_t* sets) noexcept nogil

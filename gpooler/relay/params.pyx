@@ -1,8 +1,10 @@
 """Session parameters as interned, immutable sets; the design is in the .pxd."""
 
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, strlen
+
+from gpooler.relay.scanner cimport MULTIBYTE_NONE, MULTIBYTE_PAIRS, MULTIBYTE_SJIS
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -90,10 +92,43 @@ cdef void _release_param(Param* p) noexcept nogil:
     free(p)
 
 
-cdef bint _is_value(ParamSet* s, const char* name, const char* value) noexcept nogil:
-    cdef Param* p = _find(s, <const unsigned char*> name, <uint32_t> strlen(name))
-    return p != NULL and _compare_names(p.text + p.name_size + 1, p.value_size,
-                                        <const unsigned char*> value, <uint32_t> strlen(value)) == 0
+cdef bint _is_word(Param* p, const char* word) noexcept nogil:
+    """Whether a value is this word once all but letters and digits is left out, in any case."""
+    cdef const unsigned char* value = p.text + p.name_size + 1
+    cdef uint32_t i
+    cdef unsigned char c
+    for i in range(p.value_size):
+        c = _lower(value[i])
+        if c'a' <= c <= c'z' or c'0' <= c <= c'9':
+            if c != <unsigned char> word[0]:
+                return False
+            word += 1
+    return word[0] == 0
+
+
+cdef bint _is_off(Param* p) noexcept nogil:
+    """A Boolean that is off, in any of the spellings that PostgreSQL's parse_bool takes."""
+    cdef const unsigned char* value
+    if p == NULL or p.value_size == 0:
+        return False
+    value = p.text + p.name_size + 1
+    return (_lower(value[0]) == c'f' or _lower(value[0]) == c'n' or value[0] == c'0'
+            or p.value_size > 1 and _lower(value[0]) == c'o' and _lower(value[1]) == c'f')
+
+
+cdef uint8_t _multibyte(Param* p) noexcept nogil:
+    """Names as pg_char_to_encoding reads them. JOHAB is none of them: PostgreSQL takes no ASCII inside it."""
+    if p == NULL:
+        return MULTIBYTE_NONE
+    if (_is_word(p, b"sjis") or _is_word(p, b"shiftjis") or _is_word(p, b"mskanji") or _is_word(p, b"win932")
+            or _is_word(p, b"windows932") or _is_word(p, b"shiftjis2004")):
+        return MULTIBYTE_SJIS
+    if (_is_word(p, b"big5") or _is_word(p, b"win950") or _is_word(p, b"windows950")
+            or _is_word(p, b"gbk") or _is_word(p, b"win936") or _is_word(p, b"windows936")
+            or _is_word(p, b"uhc") or _is_word(p, b"win949") or _is_word(p, b"windows949")
+            or _is_word(p, b"gb18030")):
+        return MULTIBYTE_PAIRS
+    return MULTIBYTE_NONE
 
 
 cdef ParamSet* _set(Param** items, uint32_t count) noexcept nogil:
@@ -118,12 +153,8 @@ cdef ParamSet* _set(Param** items, uint32_t count) noexcept nogil:
     s.hash = h
     s.count = count
     memcpy(s.items, items, count * sizeof(Param*))
-    s.is_conforming = not _is_value(s, b"standard_conforming_strings", b"off")
-    s.is_multibyte = (_is_value(s, b"client_encoding", b"SJIS") or _is_value(s, b"client_encoding", b"BIG5")
-                      or _is_value(s, b"client_encoding", b"GBK") or _is_value(s, b"client_encoding", b"UHC")
-                      or _is_value(s, b"client_encoding", b"GB18030")
-                      or _is_value(s, b"client_encoding", b"JOHAB")
-                      or _is_value(s, b"client_encoding", b"SHIFT_JIS_2004"))
+    s.is_conforming = not _is_off(_find(s, <const unsigned char*> b"standard_conforming_strings", 27))
+    s.is_multibyte = _multibyte(_find(s, <const unsigned char*> b"client_encoding", 15))
     s.next = _sets[h % BUCKETS]
     _sets[h % BUCKETS] = s
     return s
@@ -232,7 +263,7 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil:
     cdef Param* p
     cdef ParamSet* made
     pthread_mutex_lock(&_lock)
-    while (i < server.count or j < client.count) and n < MAX_PARAMS:
+    while i < server.count or j < client.count:
         if i == server.count:
             order = 1
         elif j == client.count:
@@ -254,6 +285,11 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil:
             i += 1
             j += 1
         if p != NULL:
+            if n == MAX_PARAMS:
+                for i in range(n):
+                    _release_param(items[i])
+                pthread_mutex_unlock(&_lock)
+                return NULL
             p.references += 1
             items[n] = p
             n += 1
@@ -280,6 +316,25 @@ cdef Param* _find(ParamSet* s, const unsigned char* name, uint32_t name_size) no
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil:
     cdef Param* p = _find(s, <const unsigned char*> name, <uint32_t> strlen(name))
     return NULL if p == NULL else p.text + p.name_size + 1
+
+
+cdef void params_counts(uint32_t* params, uint32_t* sets) noexcept nogil:
+    cdef Param* p
+    cdef ParamSet* s
+    cdef uint32_t i
+    params[0] = 0
+    sets[0] = 0
+    pthread_mutex_lock(&_lock)
+    for i in range(BUCKETS):
+        p = _params[i]
+        while p != NULL:
+            params[0] += 1
+            p = p.next
+        s = _sets[i]
+        while s != NULL:
+            sets[0] += 1
+            s = s.next
+    pthread_mutex_unlock(&_lock)
 
 
 # -- deploy ------------------------------------------------------------------------------------------
@@ -377,15 +432,16 @@ cdef void _set_one(Out* out, Param* p) noexcept nogil:
 
 cdef void _reset_one(Out* out, Param* p) noexcept nogil:
     cdef uint32_t i
-    _put(out, b"RESET \"")
-    for i in range(p.name_size):
-        if p.text[i] == c'.':
-            _put(out, b"\".\"")
-        else:
-            if p.text[i] == c'"':
-                _byte(out, c'"')
+    if _is_identifier(p.text, p.name_size):
+        _put(out, b"RESET \"")
+        for i in range(p.name_size):
             _byte(out, p.text[i])
-    _put(out, b"\";")
+        _put(out, b"\";")
+        return
+    # NULL resets; unlike RESET, it takes names of any bytes and length
+    _put(out, b"SELECT pg_catalog.set_config(")
+    _literal(out, p.text, p.name_size)
+    _put(out, b",NULL,false);")
 
 
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, int capacity) noexcept nogil:

@@ -2,10 +2,21 @@
 
 It keeps no text. It knows comments (nested), quotes, dollar quotes and words, and remembers the
 leading words of each statement. It errs on the side of an effect: a false one costs a pinned server,
-a missed one would leak state. What a function does inside the server cannot be seen, except for the
-few functions that are known by name.
+a missed one would leak state.
 
-Lexical rules: PostgreSQL manual, chapter "Lexical Structure". Free of Python objects.
+Seen where nothing lasts, on purpose:
+
+* ``set_config(…, true)``, EXPLAIN or a rule around a statement, a Parse that is never executed;
+* SET LOCAL of ``client_encoding`` and ``standard_conforming_strings``: they change how later texts are read;
+* any identifier written as ``U&"…"``, since it may spell any name;
+* comments nested deeper than 255;
+* any mention of the schema ``pg_temp``; ``pg_settings`` behind the word UPDATE.
+
+Not seen: what a function, a DO block, a rule or a fast-path call does inside the server, except for the few
+functions that are known by name; a temporary table that is one only because ``search_path`` begins with
+``pg_temp``.
+
+Lexical rules: PostgreSQL manual, chapter "Lexical Structure", and its scan.l. Free of Python objects.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -42,23 +53,34 @@ cdef enum ScanState:
     SCAN_SKIP = 14          # skipping the name of a Parse message
     SCAN_END = 15           # after the closing NUL
     SCAN_QUOTE_CLOSED = 16  # after the quote that may end a literal
+    SCAN_CLOSED_DASH = 17   # one '-' seen there
+    SCAN_CLOSED_COMMENT = 18
+    SCAN_IDENT_CLOSED = 19  # after the quote that may end an identifier
+    SCAN_U_AMPERSAND = 20   # U& seen
 
 
-cdef struct Scan:
+cdef enum Multibyte:        # client encodings whose characters may end in a byte that looks like ASCII
+    MULTIBYTE_NONE = 0
+    MULTIBYTE_PAIRS = 1     # BIG5, GBK, GB18030, UHC: from 0x80 on, two bytes (or twice two)
+    MULTIBYTE_SJIS = 2      # likewise, but 0xa1 to 0xdf stand alone
+
+
+cdef struct Scan:           # 32 bytes at most: every client has one
     uint32_t hash           # of the current word, lower case; of the tag while in SCAN_BODY_DOLLAR
     uint32_t tag            # of the opening dollar tag
     uint32_t first          # hash of the statement's first word
-    uint32_t second         # of its second
     uint32_t previous       # of the word before the current one
     uint16_t effects        # what has been seen
+    uint8_t pending         # SET LOCAL and its kin: the effect if the next token says it is a name after all
     uint8_t state
     uint8_t words           # words in this statement, at most 255
     uint8_t depth           # of nested comments, at most 255
     uint8_t has_escapes     # the current quote knows backslashes
-    uint8_t is_multibyte    # client_encoding with backslash bytes inside characters
+    uint8_t has_update      # the word UPDATE stands in this statement
+    uint8_t is_multibyte    # Multibyte
     uint8_t is_conforming   # standard_conforming_strings
     uint8_t is_trail        # the next byte is the second of a character
 
 
-cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, bint is_multibyte) noexcept nogil
+cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, uint8_t is_multibyte) noexcept nogil
 cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept nogil

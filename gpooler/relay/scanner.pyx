@@ -1,12 +1,12 @@
 """Which session state a SQL text may leave behind; the design is in the .pxd."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
 
-# Words are compared by FNV-1a hashes of their lower-case bytes. A collision can only add an effect or
-# mistake a rare word for SET's exceptions; the exceptions are checked against all known GUC names by a
-# test.
+# Words are compared by FNV-1a hashes of their lower-case bytes. A collision can only add an effect, or
+# mistake another word for one of the exceptions LOCAL, TRANSACTION, CONSTRAINTS; a test compares those with
+# every setting and keyword of PostgreSQL.
 cdef enum:
     FNV_BASIS = 2166136261
     FNV_PRIME = 16777619
@@ -27,6 +27,11 @@ cdef:
     uint32_t W_LOCAL = _hash("local")
     uint32_t W_TRANSACTION = _hash("transaction")
     uint32_t W_CONSTRAINTS = _hash("constraints")
+    uint32_t W_TO = _hash("to")
+    uint32_t W_AS = _hash("as")
+    uint32_t W_NAMES = _hash("names")
+    uint32_t W_CLIENT_ENCODING = _hash("client_encoding")
+    uint32_t W_CONFORMING = _hash("standard_conforming_strings")
     uint32_t W_LISTEN = _hash("listen")
     uint32_t W_PREPARE = _hash("prepare")
     uint32_t W_CREATE = _hash("create")
@@ -40,7 +45,14 @@ cdef:
     uint32_t W_LOAD = _hash("load")
     uint32_t W_BEGIN = _hash("begin")
     uint32_t W_START = _hash("start")
+    uint32_t W_B = _hash("b")
     uint32_t W_E = _hash("e")
+    uint32_t W_U = _hash("u")
+    uint32_t W_X = _hash("x")
+    uint32_t W_UPDATE = _hash("update")
+    uint32_t W_PG_SETTINGS = _hash("pg_settings")
+    uint32_t W_PG_TEMP = _hash("pg_temp")
+    uint32_t W_PG_TEMP_N = _hash("pg_temp_")
     uint32_t W_SET_CONFIG = _hash("set_config")
     uint32_t W_LOCK1 = _hash("pg_advisory_lock")
     uint32_t W_LOCK2 = _hash("pg_advisory_lock_shared")
@@ -48,7 +60,7 @@ cdef:
     uint32_t W_LOCK4 = _hash("pg_try_advisory_lock_shared")
 
 
-cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, bint is_multibyte) noexcept nogil:
+cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, uint8_t is_multibyte) noexcept nogil:
     memset(self, 0, sizeof(Scan))
     self.hash = <uint32_t> FNV_BASIS
     self.state = SCAN_SKIP if is_parse else SCAN_PLAIN
@@ -56,11 +68,8 @@ cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, bint is_mult
     self.is_multibyte = is_multibyte
 
 
-cdef void _word(Scan* self) noexcept nogil:
-    """A word or quoted identifier ended."""
-    cdef uint32_t word = self.hash
-    if self.words < 255:
-        self.words += 1
+cdef void _keyword(Scan* self, uint32_t word) noexcept nogil:
+    """A word without quotes ended; it is counted already."""
     if self.words == 1:
         self.first = word
         if word == W_RESET or word == W_DISCARD:
@@ -72,13 +81,22 @@ cdef void _word(Scan* self) noexcept nogil:
         elif word == W_BEGIN or word == W_START:
             self.effects |= EFFECT_BEGIN
     elif self.words == 2:
-        self.second = word
+        # The exceptions are no reserved words: SET local.x = 1 and PREPARE transaction AS … name something.
         if self.first == W_SET:
-            if word != W_LOCAL and word != W_TRANSACTION and word != W_CONSTRAINTS:
+            if word == W_LOCAL or word == W_TRANSACTION or word == W_CONSTRAINTS:
+                self.pending = EFFECT_SET
+            else:
                 self.effects |= EFFECT_SET
         elif self.first == W_PREPARE:
-            if word != W_TRANSACTION:
+            if word == W_TRANSACTION:
+                self.pending = EFFECT_PREPARE
+            else:
                 self.effects |= EFFECT_PREPARE
+    elif self.pending:
+        if (word == W_TO or word == W_AS or word == W_NAMES or word == W_CLIENT_ENCODING
+                or word == W_CONFORMING):
+            self.effects |= self.pending
+        self.pending = 0
     if word == W_TEMP or word == W_TEMPORARY:
         if (self.previous == W_CREATE or self.previous == W_LOCAL or self.previous == W_GLOBAL
                 or self.previous == W_REPLACE or self.previous == W_INTO):
@@ -86,11 +104,39 @@ cdef void _word(Scan* self) noexcept nogil:
     elif word == W_HOLD:
         if self.previous == W_WITH:
             self.effects |= EFFECT_HOLD
-    elif word == W_SET_CONFIG:
+    elif word == W_UPDATE:
+        self.has_update = 1
+    self.previous = word
+
+
+cdef void _word(Scan* self, bint is_quoted) noexcept nogil:
+    """A word or quoted identifier ended."""
+    cdef uint32_t word = self.hash
+    if self.words < 255:
+        self.words += 1
+    if word == W_SET_CONFIG:
         self.effects |= EFFECT_SET
     elif word == W_LOCK1 or word == W_LOCK2 or word == W_LOCK3 or word == W_LOCK4:
         self.effects |= EFFECT_LOCK
-    self.previous = word
+    elif word == W_PG_TEMP:
+        self.effects |= EFFECT_TEMP
+    elif word == W_PG_SETTINGS and self.has_update:
+        self.effects |= EFFECT_SET          # a rule of that view calls set_config
+    if not is_quoted:
+        _keyword(self, word)
+        return
+    if self.words == 1:
+        self.first = 0
+    elif self.words == 2:
+        if self.first == W_SET:
+            self.effects |= EFFECT_SET
+        elif self.first == W_PREPARE:
+            self.effects |= EFFECT_PREPARE
+    else:
+        if word == W_CLIENT_ENCODING or word == W_CONFORMING:
+            self.effects |= self.pending
+        self.pending = 0
+    self.previous = 0
 
 
 cdef inline bint _is_word_start(unsigned char c) noexcept nogil:
@@ -117,15 +163,13 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
         if state == SCAN_END:
             break
         if self.is_multibyte:
-            # SJIS, BIG5, GBK, GB18030, UHC, JOHAB: the second byte of a character may look like ASCII.
             if self.is_trail:
                 self.is_trail = 0
-                if c != 0:
-                    if state == SCAN_WORD or state == SCAN_IDENT:
-                        self.hash = _mix(self.hash, 0x80)
+                if c != 0:                  # a NUL ends the text before PostgreSQL converts it
+                    self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
                     p += 1
                     continue
-            elif c >= 0x80:
+            elif c >= 0x80 and not (self.is_multibyte == MULTIBYTE_SJIS and 0xa1 <= c <= 0xdf):
                 self.is_trail = 1
         if state == SCAN_PLAIN:
             if _is_word_start(c):
@@ -144,25 +188,45 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
             elif c == c'$':
                 self.hash = <uint32_t> FNV_BASIS
                 state = SCAN_DOLLAR
+            elif c == c'.' or c == c'=' or c == c'(':
+                self.effects |= self.pending
+                self.pending = 0
             elif c == c';':
                 self.words = 0
                 self.previous = 0
+                self.pending = 0
+                self.has_update = 0
             elif c == 0:
                 state = SCAN_END
         elif state == SCAN_WORD:
             if _is_word(c):
                 self.hash = _mix(self.hash, c)
+                if self.hash == W_PG_TEMP_N:
+                    self.effects |= EFFECT_TEMP
+            elif c == c"'" and (self.hash == W_E or self.hash == W_B or self.hash == W_X):
+                # E'…' knows backslashes, B'…' and X'…' never do
+                self.has_escapes = self.hash == W_E
+                self.previous = 0
+                state = SCAN_QUOTE
+            elif c == c'&' and self.hash == W_U:
+                state = SCAN_U_AMPERSAND
             else:
                 state = SCAN_PLAIN
-                if c == c"'" and self.hash == W_E:
-                    self.has_escapes = 1  # E'…' knows backslashes
-                    if self.words < 255:
-                        self.words += 1
-                    self.previous = 0
-                    state = SCAN_QUOTE
-                else:
-                    _word(self)
-                    continue  # the byte is looked at again as plain
+                _word(self, False)
+                continue  # the byte is looked at again as plain
+        elif state == SCAN_U_AMPERSAND:
+            if c == c'"':
+                self.effects |= EFFECT_SET  # its escapes can spell any name
+                self.hash = <uint32_t> FNV_BASIS
+                state = SCAN_IDENT
+            elif c == c"'":
+                self.has_escapes = 0        # of another kind: they never hide a quote
+                self.previous = 0
+                state = SCAN_QUOTE
+            else:
+                state = SCAN_PLAIN
+                _word(self, False)
+                continue
         elif state == SCAN_QUOTE:
             if c == c"'":
                 state = SCAN_QUOTE_CLOSED
@@ -171,22 +235,45 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
             elif c == 0:
                 state = SCAN_END
         elif state == SCAN_QUOTE_CLOSED:
-            # A doubled quote goes on; so does a literal continued on another line, with its escapes.
+            # A doubled quote goes on; so does a literal continued on another line, with its escapes and
+            # with comments of the kind -- in between.
             if c == c"'":
                 state = SCAN_QUOTE
+            elif c == c'-':
+                state = SCAN_CLOSED_DASH
             elif c != c' ' and c != c'\n' and c != c'\r' and c != c'\t' and c != c'\f' and c != c'\v':
                 state = SCAN_PLAIN
                 continue
+        elif state == SCAN_CLOSED_DASH:
+            if c == c'-':
+                state = SCAN_CLOSED_COMMENT
+            else:
+                state = SCAN_PLAIN
+                continue
+        elif state == SCAN_CLOSED_COMMENT:
+            if c == c'\n' or c == c'\r':
+                state = SCAN_QUOTE_CLOSED
+            elif c == 0:
+                state = SCAN_END
         elif state == SCAN_QUOTE_ESCAPE:
             state = SCAN_END if c == 0 else SCAN_QUOTE
         elif state == SCAN_IDENT:
             if c == c'"':
-                state = SCAN_PLAIN
-                _word(self)
+                state = SCAN_IDENT_CLOSED
             elif c == 0:
                 state = SCAN_END
             else:
                 self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
+                if self.hash == W_PG_TEMP_N:
+                    self.effects |= EFFECT_TEMP
+        elif state == SCAN_IDENT_CLOSED:
+            if c == c'"':
+                self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
+                state = SCAN_IDENT
+            else:
+                state = SCAN_PLAIN
+                _word(self, True)
+                continue
         elif state == SCAN_DASH:
             if c == c'-':
                 state = SCAN_LINE_COMMENT
@@ -223,6 +310,8 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
             if c == c'*':
                 if self.depth < 255:
                     self.depth += 1
+                else:
+                    self.effects |= EFFECT_SET
                 state = SCAN_COMMENT
             elif c != c'/':
                 state = SCAN_COMMENT

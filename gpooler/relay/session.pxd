@@ -12,8 +12,15 @@ Follows the protocol chapter "Message Flow" (Extended Query, Pipelining, COPY Op
 * inside COPY IN the server swallows Sync and Flush until CopyDone or CopyFail;
 * stray CopyData, CopyDone, CopyFail outside COPY are ignored.
 
-Where the count cannot be known any more, ``is_uncertain`` is set and the server is closed when its
-client leaves it. Free of Python objects.
+Where the count cannot be known any more, ``is_uncertain`` is set for good: any answer is then taken to be
+in place, and the server is closed when its client leaves it. The cases:
+
+* a COPY IN fails while a Sync was sent inside it: the server may have read it before or after the failure;
+* inside a COPY IN anything is sent but CopyData, CopyDone, CopyFail, Flush, Sync: PostgreSQL ends the
+  connection, unless the COPY fails before it reads that message;
+* the ring cannot grow.
+
+Free of Python objects.
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -34,7 +41,8 @@ cdef enum PointOwner:
 
 cdef enum:
     INLINE_POINTS = 4
-    MAX_POINTS = 262144     # runs, not messages: 4 MiB; a pipeline beyond it is refused
+    KEPT_POINTS = 64        # a larger ring is given back as soon as it is empty
+    MAX_POINTS = 262144     # runs, not messages: 3 MiB; a longer pipeline is not followed
 
 
 cdef struct Point:
@@ -51,9 +59,10 @@ cdef struct Session:
     uint32_t capacity
     uint32_t due            # extended answers still due before the head point (or the open tail)
     uint32_t tail           # extended messages sent since the last sync point, when length > 0
-    uint32_t swallowed      # Syncs sent inside the COPY IN that now runs
+    uint32_t swallowed      # Syncs sent inside the COPY IN that has not completed yet
     uint8_t status          # last ReadyForQuery: I, T, E
     uint8_t is_skipping     # the server discards until a Sync that was not sent yet
+    uint8_t is_open         # extended messages went out since the last sync point, answered or not
     uint8_t is_copy_in      # CopyInResponse seen, CopyDone/CopyFail not yet sent
     uint8_t is_copy_out
     uint8_t is_uncertain
@@ -68,11 +77,13 @@ cdef void session_free(Session* self) noexcept nogil
 cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept nogil
 # The header of a backend message of this kind came from the server. False: it came out of place.
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil
-# A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due.
+# A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due or the status
+# is none.
 cdef int session_ready(Session* self, uint8_t status) noexcept nogil
 # Whose answers come next.
 cdef uint8_t session_owner(Session* self) noexcept nogil
 # Nothing is owed and nothing is open.
 cdef bint session_is_idle(Session* self) noexcept nogil
-# Extended messages were sent and no Sync after them.
+# The server sends no ReadyForQuery before it gets a Sync (or, unless it skips, a Query): what it did for
+# extended messages, answered or not, is not committed yet.
 cdef bint session_needs_sync(Session* self) noexcept nogil

@@ -66,12 +66,26 @@ cdef void _pop(Session* self) noexcept nogil:
     cdef Point* head = _at(self, 0)
     head.count -= 1
     if head.count == 0:
-        self.head = (self.head + 1) & (self.capacity - 1)
-        self.length -= 1
+        _remove_runs(self, 1)
+    _load_due(self)
+
+
+cdef inline void _remove_runs(Session* self, uint32_t count) noexcept nogil:
+    self.head = (self.head + count) & (self.capacity - 1)
+    self.length -= count
+    if self.length == 0 and self.capacity > KEPT_POINTS:
+        free(self.points)
+        self.points = self.inline_points
+        self.capacity = INLINE_POINTS
+        self.head = 0
+
+
+cdef inline void _load_due(Session* self) noexcept nogil:
+    """What is due before the point that is the head now comes on top of what is due already."""
     if self.length:
-        self.due = _at(self, 0).extended
+        self.due += _at(self, 0).extended
     else:
-        self.due = self.tail
+        self.due += self.tail
         self.tail = 0
 
 
@@ -84,20 +98,21 @@ cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept 
     if kind == c'Q' or kind == c'F':
         if self.is_copy_in:
             self.is_uncertain = 1
-            return
-        if not self.is_skipping:
+        elif not self.is_skipping:
+            self.is_open = 0
             _push(self, POINT_QUERY if kind == c'Q' else POINT_CALL, owner)
     elif kind == c'S':
         if self.is_copy_in:
-            self.swallowed += 1
-            return
-        self.is_skipping = 0
-        _push(self, POINT_SYNC, owner)
+            self.swallowed |= 1             # how many does not matter
+        else:
+            self.is_skipping = 0
+            self.is_open = 0
+            _push(self, POINT_SYNC, owner)
     elif kind == c'P' or kind == c'B' or kind == c'E' or kind == c'D' or kind == c'C':
         if self.is_copy_in:
             self.is_uncertain = 1
-            return
-        if not self.is_skipping:
+        elif not self.is_skipping:
+            self.is_open = 1
             if self.length:
                 self.tail += 1
             else:
@@ -105,123 +120,146 @@ cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept 
     elif kind == c'c' or kind == c'f':
         if self.is_copy_in:
             self.is_copy_in = 0
-            self.swallowed = 0
         elif not self.is_skipping:
             _push(self, POINT_COPY_END, owner)
             _drop_copy_ends(self)
 
 
 cdef void _skip_to_sync(Session* self) noexcept nogil:
+    """An extended message failed: the server discards all, Query included, up to the next Sync."""
     while self.length:
+        self.due = 0
         if _at(self, 0).kind == POINT_SYNC:
-            self.due = 0
             return
         _at(self, 0).count = 1
         _pop(self)
     self.due = 0
     self.tail = 0
+    self.is_open = 0
     self.is_skipping = 1
 
 
-cdef void _enter_copy_in(Session* self) noexcept nogil:
-    """Syncs already on their way are swallowed, up to a CopyDone that is on its way too."""
-    cdef uint32_t skip = 0, i, extended
+cdef bint _has_sync_point(Session* self) noexcept nogil:
+    cdef uint32_t i
+    for i in range(self.length):
+        if _at(self, i).kind != POINT_COPY_END:
+            return True
+    return False
+
+
+cdef bint _enter_copy_in(Session* self) noexcept nogil:
+    """Syncs already on their way are swallowed, up to a CopyDone that is on its way too.
+
+    False: nothing runs that could have started a COPY.
+    """
+    cdef uint32_t first = 0, i
     cdef Point* point
-    # A Query that started the COPY stays at the head; the swallowed points stand behind it.
-    if self.due == 0 and self.length and _at(self, 0).kind == POINT_QUERY:
-        skip = 1
-    if self.length == skip:
-        self.is_copy_in = 1
-        self.swallowed = 0
-        return
-    if skip and _at(self, 0).count > 1:
-        # further queries inside the COPY data: PostgreSQL answers that with an error we cannot count
+    cdef bint has_end = False
+    if self.due == 0:
+        # The Query that started the COPY stays at the head; what is swallowed stands behind it.
+        if self.length == 0 or _at(self, 0).kind != POINT_QUERY:
+            return False
+        if _at(self, 0).count > 1:
+            self.is_uncertain = 1
+            return True
+        first = 1
+    elif self.due > 1:
         self.is_uncertain = 1
-        return
-    i = skip
-    extended = 0
+        return True
+    i = first
     while i < self.length:
         point = _at(self, i)
-        if point.kind == POINT_COPY_END:
-            break
-        if point.kind != POINT_SYNC or point.count > 1 or (point.extended and i > 0):
+        if point.extended and i > 0:
             self.is_uncertain = 1
-            return
+            return True
+        if point.kind == POINT_COPY_END:
+            has_end = True
+            break
+        if point.kind != POINT_SYNC or point.extended and point.count > 1:
+            self.is_uncertain = 1
+            return True
+        self.swallowed = 1
         i += 1
-    cdef bint found = i < self.length
-    if found and _at(self, i).count > 1:
+    if has_end:
+        _at(self, i).count -= 1
+        if _at(self, i).count == 0:
+            i += 1
+    elif self.length and self.tail:
         self.is_uncertain = 1
-        return
-    cdef uint32_t removed = i - skip + (1 if found else 0)
-    # close the gap: points behind move forward
-    cdef uint32_t j
-    for j in range(skip, self.length - removed):
-        _at(self, j)[0] = _at(self, j + removed)[0]
-    self.length -= removed
-    if not found:
+        return True
+    else:
         self.is_copy_in = 1
-        self.swallowed = removed
-    if skip == 0:
-        # what was due before the removed point is due before the next one
-        if self.length:
-            _at(self, 0).extended += self.due
-            self.due = _at(self, 0).extended
-        else:
-            self.due += self.tail
-            self.tail = 0
+    if first:
+        _at(self, i - 1)[0] = _at(self, 0)[0]
+        _remove_runs(self, i - 1)
+    else:
+        _remove_runs(self, i)
+        _load_due(self)
+        if not _has_sync_point(self):
+            self.is_open = 1
+    return True
 
 
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
-    self.error_was_last = 0
-    if kind == c'D' or kind == c'd':
-        return self.length != 0 or self.due != 0
-    if kind == c'N' or kind == c'A' or kind == c'S':
+    self.error_was_last = kind == c'E'
+    if kind == c'N' or kind == c'A' or kind == c'S' or kind == c'Z':
         return True
     if kind == c'E':
-        self.error_was_last = 1
-        if self.is_copy_in:
-            self.is_copy_in = 0
-            if self.swallowed:
-                self.is_uncertain = 1
+        if self.swallowed:
+            self.is_uncertain = 1
+        self.swallowed = 0
+        self.is_copy_in = 0
         self.is_copy_out = 0
         if self.due:
             _skip_to_sync(self)
             return True
-        if self.length == 0:
-            return False
-        return True
+        return self.length != 0 or self.is_uncertain
     if self.length == 0 and self.due == 0:
-        return False
-    if (kind == c'C' or kind == c'T' or kind == c'1' or kind == c'2' or kind == c'3' or kind == c'n'
-            or kind == c'I' or kind == c's'):
+        return self.is_uncertain
+    if kind == c'D' or kind == c'd' or kind == c'c':
+        return True
+    if kind == c'C' or kind == c'T' or kind == c'I':
         if kind == c'C':
             self.is_copy_out = 0
             self.is_copy_in = 0
+            self.swallowed = 0
         if self.due:
             self.due -= 1
-            if self.due == 0:
-                _drop_copy_ends(self)
+            _drop_copy_ends(self)
         return True
+    if kind == c'1' or kind == c'2' or kind == c'3' or kind == c'n' or kind == c's':
+        if self.due == 0:
+            return self.is_uncertain
+        self.due -= 1
+        _drop_copy_ends(self)
+        return True
+    if kind == c't':                        # the T or n that follows is the answer
+        return self.due != 0 or self.is_uncertain
     if kind == c'G':
-        _enter_copy_in(self)
-        return True
-    if kind == c'H':
+        return _enter_copy_in(self) or self.is_uncertain
+    if kind == c'H' or kind == c'W':
         self.is_copy_out = 1
         return True
-    return kind == c'c' or kind == c't' or kind == c'V' or kind == c'Z' or kind == c'W'
+    return kind == c'V'
 
 
 cdef int session_ready(Session* self, uint8_t status) noexcept nogil:
-    cdef int owner
-    _drop_copy_ends(self)
-    if self.length == 0 or self.due:
+    cdef int owner = OWNER_CLIENT
+    if status != c'I' and status != c'T' and status != c'E':
         return -1
-    owner = _at(self, 0).owner
+    _drop_copy_ends(self)
+    if self.is_uncertain:
+        self.due = 0
+    elif self.length == 0 or self.due:
+        return -1
     self.status = status
     self.is_copy_in = 0
     self.is_copy_out = 0
-    _pop(self)
-    _drop_copy_ends(self)
+    self.swallowed = 0
+    if self.length:
+        owner = _at(self, 0).owner
+        _pop(self)
+        _drop_copy_ends(self)
     return owner
 
 
@@ -232,12 +270,9 @@ cdef uint8_t session_owner(Session* self) noexcept nogil:
 
 
 cdef bint session_is_idle(Session* self) noexcept nogil:
-    return (self.length == 0 and self.due == 0 and not self.is_skipping and not self.is_copy_in)
+    return (self.length == 0 and self.due == 0 and not self.is_open and not self.is_skipping
+            and not self.is_copy_in)
 
 
 cdef bint session_needs_sync(Session* self) noexcept nogil:
-    if self.is_skipping:
-        return True
-    if self.length:
-        return self.tail != 0
-    return self.due != 0
+    return self.is_open or self.is_skipping

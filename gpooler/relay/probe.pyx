@@ -1,0 +1,212 @@
+"""The relay's leaves as Python objects, so that tests can drive them one call at a time.
+
+Nothing of a running gpooler uses it. Each class owns one C record and shows its fields as they are.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memset
+
+from gpooler.relay.io cimport ChunkPool, Queue, chunk_drop, io_recv, queue_clear, queue_flush, queue_put
+from gpooler.relay.params cimport params_counts, params_global_init
+from gpooler.relay.scanner cimport Scan, scan_begin, scan_feed
+from gpooler.relay.session cimport (
+    Session,
+    session_backend,
+    session_free,
+    session_frontend,
+    session_init,
+    session_is_idle,
+    session_needs_sync,
+    session_owner,
+    session_ready,
+)
+
+
+cdef class SessionProbe:
+    """One session tracker (relay/session.pxd)."""
+
+    cdef Session session
+
+    def __cinit__(self):
+        session_init(&self.session, c'I')
+
+    def __dealloc__(self):
+        session_free(&self.session)
+
+    def frontend(self, bytes kinds not None, int owner=0):
+        """Messages of these kinds (one byte each) go to the server."""
+        for kind in kinds:
+            session_frontend(&self.session, <uint8_t> kind, <uint8_t> owner)
+
+    def backend(self, bytes kinds not None):
+        """Headers of these kinds came; whether each was in place."""
+        cdef bint in_place = True
+        for kind in kinds:
+            in_place = session_backend(&self.session, <uint8_t> kind) and in_place
+        return in_place
+
+    def ready(self, bytes status=b"I"):
+        """A ReadyForQuery came, header and body: the owner of what it answers, -1 if nothing."""
+        if not session_backend(&self.session, c'Z'):
+            return -1
+        return session_ready(&self.session, <uint8_t> status[0])
+
+    @property
+    def owner(self):
+        """Whose answers come next."""
+        return session_owner(&self.session)
+
+    @property
+    def is_idle(self):
+        """Nothing is owed and nothing is open."""
+        return bool(session_is_idle(&self.session))
+
+    @property
+    def needs_sync(self):
+        """The server waits for a Sync."""
+        return bool(session_needs_sync(&self.session))
+
+    @property
+    def is_uncertain(self):
+        """What is owed cannot be known any more."""
+        return bool(self.session.is_uncertain)
+
+    @property
+    def is_skipping(self):
+        """The server discards up to a Sync that was not sent yet."""
+        return bool(self.session.is_skipping)
+
+    @property
+    def is_copy_in(self):
+        """The server reads COPY data and its end was not sent yet."""
+        return bool(self.session.is_copy_in)
+
+    @property
+    def is_copy_out(self):
+        """The server sends COPY data."""
+        return bool(self.session.is_copy_out)
+
+    @property
+    def error_was_last(self):
+        """The last message was an ErrorResponse."""
+        return bool(self.session.error_was_last)
+
+    @property
+    def status(self):
+        """The last ReadyForQuery's status, one byte."""
+        return bytes([self.session.status])
+
+    @property
+    def due(self):
+        """Extended answers due before the next point."""
+        return self.session.due
+
+    @property
+    def runs(self):
+        """How many runs of points are in the ring."""
+        return self.session.length
+
+    @property
+    def capacity(self):
+        """How many runs the ring can take before it grows."""
+        return self.session.capacity
+
+
+cdef class ScanProbe:
+    """One scanner (relay/scanner.pxd)."""
+
+    cdef Scan scan
+
+    def __cinit__(self):
+        scan_begin(&self.scan, False, True, 0)
+
+    def begin(self, *, bint is_parse=False, bint is_conforming=True, int is_multibyte=0):
+        """Begin a message; ``is_multibyte`` is one of relay/scanner.pxd's kinds of encoding."""
+        scan_begin(&self.scan, is_parse, is_conforming, <uint8_t> is_multibyte)
+
+    def feed(self, const unsigned char[::1] data not None):
+        """The next bytes of the message's body; the effects seen so far, as bits."""
+        if data.shape[0]:
+            scan_feed(&self.scan, &data[0], <size_t> data.shape[0])
+        return self.scan.effects
+
+    @property
+    def effects(self):
+        """The effects seen so far, as bits."""
+        return self.scan.effects
+
+    @property
+    def state(self):
+        """Where the scanner stands, a number of ScanState."""
+        return self.scan.state
+
+    @property
+    def size(self):
+        """Bytes of state that a scanner takes."""
+        return sizeof(Scan)
+
+
+cdef class QueueProbe:
+    """One byte queue with a chunk pool of its own (relay/io.pxd)."""
+
+    cdef ChunkPool pool
+    cdef Queue queue
+
+    def __cinit__(self):
+        memset(&self.pool, 0, sizeof(ChunkPool))
+        memset(&self.queue, 0, sizeof(Queue))
+
+    def __dealloc__(self):
+        queue_clear(&self.pool, &self.queue)
+        chunk_drop(&self.pool)
+
+    def put(self, bytes data not None):
+        """Append bytes; False when memory is short."""
+        return bool(queue_put(&self.pool, &self.queue, <const unsigned char*> <char*> data, len(data)))
+
+    def flush(self, int fd):
+        """Send what the socket takes; False when its peer is gone."""
+        return bool(queue_flush(&self.pool, &self.queue, fd))
+
+    def clear(self):
+        """Forget what is queued."""
+        queue_clear(&self.pool, &self.queue)
+
+    @property
+    def size(self):
+        """Bytes queued."""
+        return self.queue.size
+
+    @property
+    def chunks(self):
+        """Chunks that hold what is queued."""
+        cdef uint32_t count = 0
+        chunk = self.queue.head
+        while chunk != NULL:
+            count += 1
+            chunk = chunk.next
+        return count
+
+    @property
+    def free_chunks(self):
+        """Chunks kept for reuse."""
+        return self.pool.count
+
+
+def receive(int fd, int size):
+    """What io_recv reads: bytes; None when nothing is there; ConnectionError when the connection broke."""
+    cdef bytearray buffer = bytearray(size)
+    cdef ssize_t got = io_recv(fd, <unsigned char*> <char*> buffer, <size_t> size)
+    if got == -1:
+        return None
+    if got < 0:
+        raise ConnectionError("the connection broke")
+    return bytes(buffer[:got])
+
+
+def parameter_counts():
+    """How many parameters and how many parameter sets are interned at this moment."""
+    cdef uint32_t params, sets
+    params_global_init()
+    params_counts(&params, &sets)
+    return params, sets
