@@ -98,7 +98,7 @@ class BrokerClient:
     def want(self, route_id: int, waiting: int) -> None:
         """So many clients of the route wait; 0 withdraws, after a while, since queues come and go.
 
-        While a wish stands the broker reads the length of the queue in the counters: it is told of growth alone.
+        While a wish stands the broker reads the queue's length in the counters: it is told of growth alone.
         """
         if not waiting:
             self._wants.pop(route_id, None)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import gevent
 from gevent import monkey
 
+from gpooler.broker.book import RuleLimits
 from gpooler.broker.codec import ChannelProtocolError, Message
-from gpooler.broker.ledger import Ledger, RuleLimits
+from gpooler.broker.ledger import Ledger
 from gpooler.broker.messages import WorkerId
 from gpooler.broker.service import BrokerService
 from gpooler.clock import monotonic_us

@@ -8,7 +8,8 @@ import gevent.event
 import pytest
 
 from gpooler.broker import messages as m
-from gpooler.broker.ledger import Ledger, RuleLimits
+from gpooler.broker.book import RuleLimits
+from gpooler.broker.ledger import Ledger
 from gpooler.broker.service import BrokerService
 from gpooler.log import LogSettings
 from gpooler.logs.direct import DirectLog

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from gpooler.broker.ledger import RuleLimits
+from gpooler.broker.book import RuleLimits
 from tests.simulation.world import MS, Faults, Load, World
 
 KEY = ("r", "d", "u")

@@ -3,7 +3,8 @@
 import pytest
 
 from gpooler.broker.acts import Bury, Complain, Hold, Release, Send
-from gpooler.broker.ledger import REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger, RuleLimits
+from gpooler.broker.book import RuleLimits
+from gpooler.broker.ledger import REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
 from gpooler.broker.messages import (
     Closed,
     Closing,

@@ -1,0 +1,163 @@
+"""The ledger's book: rules, routes, workers, and the acts that a change calls for. It decides nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpooler.broker.acts import Act, Bury, Hold, Send
+from gpooler.broker.messages import BrokerMessage, RouteOpened, WorkerId
+from gpooler.broker.slots import Cap, Holding, LedgerError, Route, RouteKey, Slot, SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class RuleLimits:
+    """What the configuration says about the routes of one rule."""
+
+    pool_size: int  # 0: no limit
+    min_pool_size: int
+    shared_pool: str | None
+    reset_timeout_ms: int  # how long a dead worker's server is expected to take
+    fixed: tuple[str, str] | None  # database and user on the server, where the rule has just one route
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A living worker."""
+
+    worker: WorkerId
+    has_history: bool
+    is_reported: bool = False  # before that it is given nothing: a report would repeat it
+    is_draining: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it may hold leases that we do not know of."""
+        return self.has_history and not self.is_reported
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether it may be given what it did not ask for."""
+        return self.is_reported and not self.is_draining
+
+
+class Book:
+    """All routes, all slots, all workers."""
+
+    def __init__(
+        self, rules: Mapping[str, RuleLimits], shared_pools: Mapping[str, int], max_routes: int
+    ) -> None:
+        """``shared_pools``: sizes by name. Route ids are 0 to ``max_routes`` - 1."""
+        self.rules = rules
+        self.max_routes = max_routes
+        self.members: dict[WorkerId, Member] = {}
+        self.routes: dict[int, Route] = {}
+        self.by_key: dict[RouteKey, Route] = {}
+        self.hungry: dict[int, Route] = {}  # those with waiting clients
+        self.urgent: dict[int, Route] = {}  # asked since the last tick and got nothing
+        self.wake: dict[int, int] = {}  # route id → when to look again
+        self.generation = 0  # the last one given
+        self.is_serving = False  # every living worker has been attached
+        self.opens_from_us = 0
+        self._shared = {name: Cap(f"shared_pool {name}", size) for name, size in shared_pools.items()}
+        self._acts: list[Act] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every worker with a history has reported."""
+        return self.is_serving and not any(member.is_awaited for member in self.members.values())
+
+    def can_open(self, now_us: int) -> bool:
+        """Whether anything may be opened now."""
+        return now_us >= self.opens_from_us and self.is_ready
+
+    def check(self) -> None:
+        """The invariant: granted ≤ every cap, no slot in two hands. Raises LedgerError."""
+        for route_id, route in self.routes.items():
+            route.check()
+            if not route.holdings.keys() <= self.members.keys():
+                raise LedgerError(f"route {route_id}: a dead worker holds")
+            if bool(route.hungry) != (route_id in self.hungry):
+                raise LedgerError(f"route {route_id}: hungry and not known for it")
+            if any(slot.generation > self.generation for slot in route.slots.values()):
+                raise LedgerError(f"route {route_id}: a generation from the future")
+        if not self.urgent.keys() | self.wake.keys() <= self.hungry.keys():
+            raise LedgerError("a route without waiting clients is looked at")
+
+    # --- routes ----------------------------------------------------------------------------------
+
+    def new_route(self, key: RouteKey) -> Route | None:
+        """A route with the next id; None when ids are used up. Ids are never given out again."""
+        route_id = max(self.routes, default=-1) + 1
+        return self.make_route(route_id, key) if route_id < self.max_routes else None
+
+    def make_route(self, route_id: int, key: RouteKey) -> Route:
+        """A route with this id."""
+        limits = self.rules.get(key.rule)
+        if limits is None:  # reported to a broker with a newer configuration: nothing more is granted
+            limits = RuleLimits(0, 0, None, 0, None)
+            caps = [Cap(f"route {route_id}", 0)]
+        else:
+            caps = [Cap(f"route {route_id}", limits.pool_size or None)]
+        minimum = limits.min_pool_size
+        if limits.shared_pool is not None:
+            caps.append(self._shared[limits.shared_pool])
+            minimum = 0
+        route = Route(route_id, key, tuple(caps), minimum, limits.reset_timeout_ms * 1000)
+        for cap in caps:
+            cap.routes[route_id] = route
+        self.routes[route_id] = self.by_key[key] = route
+        return route
+
+    def introduce(self, route: Route, worker: WorkerId, token: int) -> Holding:
+        """Tell a worker of a route."""
+        self.send(worker, RouteOpened(token, route.route_id, *route.key, route.parameters))
+        return route.holdings.setdefault(worker, Holding(worker))
+
+    def set_want(self, route: Route, holding: Holding, waiting: int) -> None:
+        """A worker's wish; 0 withdraws it."""
+        holding.want = waiting
+        if waiting:
+            route.hungry[holding.worker] = holding
+            self.hungry[route.route_id] = route
+            return
+        holding.unmet = holding.waiting = 0
+        route.hungry.pop(holding.worker, None)
+        if not route.hungry:
+            self.hungry.pop(route.route_id, None)
+            self.urgent.pop(route.route_id, None)
+            self.wake.pop(route.route_id, None)
+
+    # --- acts ------------------------------------------------------------------------------------
+
+    def next_generation(self) -> int:
+        """A generation that no slot ever had."""
+        self.generation += 1
+        return self.generation
+
+    def act(self, act: Act) -> None:
+        """Have something done."""
+        self._acts.append(act)
+
+    def send(self, worker: WorkerId, message: BrokerMessage) -> None:
+        """Have a message sent, without a descriptor."""
+        self._acts.append(Send(worker, message, None))
+
+    def hold(self, slot: Slot) -> None:
+        """The descriptor that came is the slot's."""
+        slot.has_descriptor = True
+        self._acts.append(Hold(slot.name))
+
+    def bury(self, now_us: int, slot: Slot) -> None:
+        """The broker closes the server itself."""
+        is_idle = slot.state is SlotState.RETURNED
+        slot.route.move(slot, SlotState.BURIED)
+        slot.since_us = now_us
+        pid, secret_hex = 0, ""
+        if slot.server is not None and not is_idle:
+            pid, secret_hex = slot.server.pid, slot.server.secret_hex
+        timeout_us = slot.route.reset_timeout_us
+        self._acts.append(Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us))
+
+    def take_acts(self) -> list[Act]:
+        """What is to be done since the last call."""
+        acts, self._acts = self._acts, []
+        return acts

@@ -1,0 +1,167 @@
+"""Who gets what is free, and from whom something is recalled: the acts of ``shares.py``'s plans.
+
+DESIGN §3 Leases. Free capacity is handed out at once; recalls and evictions belong to ticks.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from gpooler.broker.acts import Release, Send
+from gpooler.broker.book import Book
+from gpooler.broker.messages import GrantOpen, GrantServer, Keep, Recall, ServerState
+from gpooler.broker.shares import (
+    deficit,
+    is_needed_elsewhere,
+    plan_evictions,
+    plan_excess,
+    plan_recalls,
+    spread_minimum,
+)
+from gpooler.broker.slots import Holding, Route, Slot, SlotState
+
+ARRIVAL_US: Final = 2_000  # what a server takes to reach its new worker and the counters to show it
+
+
+class Sharing:
+    """Decides over the book."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._recall_id = 0
+
+    def free(self, now_us: int, slot: Slot) -> None:
+        """The slot's PostgreSQL process is gone, or there never was one: another may have its place."""
+        slot.route.free(slot)
+        if slot.has_descriptor:
+            self._book.act(Release(slot.name))
+        self.after_change(now_us, slot.route)
+
+    def after_change(self, now_us: int, route: Route) -> None:
+        """Slots left a worker or became free."""
+        self.keep_minimum(route)
+        self.fill(now_us, [route])
+
+    def pass_on(self, now_us: int, slot: Slot, giver: Holding, state: ServerState) -> None:
+        """A returned server goes to another worker, or to its end."""
+        route = slot.route
+        taker = None if is_needed_elsewhere(slot, now_us) else self._taker(route, giver)
+        if taker is None:
+            self._book.bury(now_us, slot)
+            return
+        slot.generation = self._book.next_generation()
+        slot.since_us = now_us
+        slot.arrives_us = now_us + ARRIVAL_US
+        route.move(slot, SlotState.LEASED, taker)
+        self._served(now_us, taker)
+        grant = GrantServer(route.route_id, slot.number, slot.generation, state)
+        self._book.act(Send(taker.worker, grant, slot.name))
+        self.keep_minimum(route)
+
+    def _taker(self, route: Route, giver: Holding) -> Holding | None:
+        """Who gets a returned server: whoever waits, the giver last; else whoever has too little."""
+        waiting = [holding for holding in route.hungry.values() if holding.unmet]
+        others = [holding for holding in waiting if holding is not giver]
+        if others or waiting:
+            return min(others or waiting, key=lambda holding: self._urgency(route, holding))
+        guests = [
+            holding for worker, holding in route.holdings.items() if self._book.members[worker].is_guest
+        ]
+        return max(guests, key=lambda holding: (deficit(route, holding), holding is giver), default=None)
+
+    def fill(self, now_us: int, routes: Iterable[Route]) -> None:
+        """Hand out what the caps leave to the workers whose clients wait, under the same caps too."""
+        if not self._book.can_open(now_us):
+            return
+        candidates = {
+            route.route_id: route
+            for one in routes
+            for cap in one.caps
+            for route in cap.routes.values()
+            if route.hungry and route.paused_until_us <= now_us
+        }
+        while True:
+            choice = [
+                (not_first, self._urgency(route, holding), route, holding)
+                for route in candidates.values()
+                if route.has_room
+                for not_first in (route.have > 0,)
+                for holding in route.hungry.values()
+                if holding.unmet
+            ]
+            if not choice:
+                return
+            _, _, route, holding = min(choice, key=lambda item: item[:2])
+            self._grant_open(now_us, route, holding)
+
+    def _urgency(self, route: Route, holding: Holding) -> tuple[bool, float, int]:
+        """Least first: who has nothing; who has least of its share; who was served longest ago."""
+        lack = deficit(route, holding) if holding.have else 0.0
+        return holding.have > 0, -lack, holding.served_us
+
+    def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
+        slot = route.add(None, self._book.next_generation(), SlotState.OPENING, holding)
+        slot.since_us = now_us
+        self._served(now_us, holding)
+        self._book.send(holding.worker, GrantOpen(route.route_id, slot.number, slot.generation))
+
+    def _served(self, now_us: int, holding: Holding) -> None:
+        holding.unmet = max(0, holding.unmet - 1)
+        holding.served_us = now_us
+
+    def recall(self, now_us: int, route: Route) -> None:
+        """Recall for waiting clients what other workers can spare."""
+        if not any(holding.unmet for holding in route.hungry.values()):
+            return
+        plan = plan_recalls(route, now_us)
+        for holding, count in plan.recalls:
+            self._send_recall(now_us, route, holding, count, is_eviction=False)
+        if plan.wake_us is not None:
+            self._book.wake[route.route_id] = plan.wake_us
+
+    def evict(self, now_us: int, route: Route) -> None:
+        """Make room under caps that other routes fill."""
+        if route.paused_until_us > now_us or not self._book.can_open(now_us):
+            return
+        for cap in route.caps:
+            if len(cap.routes) > 1 and not cap.has_room:
+                for other, holding, count in plan_evictions(route, cap, now_us):
+                    self._send_recall(now_us, other, holding, count, is_eviction=True)
+
+    def _send_recall(
+        self, now_us: int, route: Route, holding: Holding, count: int, *, is_eviction: bool
+    ) -> None:
+        self._recall_id += 1
+        recall = Recall(route.route_id, self._recall_id, count, is_eviction)
+        holding.recalled(recall, now_us)
+        self._book.send(holding.worker, recall)
+
+    def shed_excess(self, now_us: int) -> None:
+        """Close what was reported above a cap."""
+        for cap in {id(cap): cap for route in self._book.routes.values() for cap in route.caps}.values():
+            if cap.excess:
+                for route, holding, count in plan_excess(cap, now_us):
+                    self._send_recall(now_us, route, holding, count, is_eviction=True)
+
+    def fill_minimum(self, now_us: int) -> None:
+        """One server for each route below its min_pool_size, in the worker that has fewest of it."""
+        if not self._book.can_open(now_us):
+            return
+        workers = [member.worker for member in self._book.members.values() if member.is_guest]
+        for route in self._book.routes.values():
+            if route.have >= route.min_pool_size or route.paused_until_us > now_us or not route.has_room:
+                continue
+            have = {worker: holding.have for worker, holding in route.holdings.items()}
+            worker = min(workers, key=lambda worker: (have.get(worker, 0), worker), default=None)
+            if worker is not None:
+                holding = route.holdings.get(worker) or self._book.introduce(route, worker, 0)
+                self._grant_open(now_us, route, holding)
+
+    def keep_minimum(self, route: Route) -> None:
+        """Tell the workers how many servers they keep, where that changed."""
+        if not route.min_pool_size:
+            return
+        for worker, count in spread_minimum(route).items():
+            holding = route.holdings[worker]
+            if holding.kept != count:
+                holding.kept = count
+                self._book.send(worker, Keep(route.route_id, count))
