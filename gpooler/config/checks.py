@@ -182,8 +182,7 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
     if sources and not any(getattr(rule, word) for word in sources):
         yield Finding(at, f'"{method}" needs "password"', tuple((*path, word) for word in sources))
     secret = rule.password.get_secret_value() if rule.password else ""
-    if method is Authentication.MD5 and secret.startswith("SCRAM-SHA-256$"):
-        yield Finding((*path, "password"), 'is a SCRAM verifier, which "md5" cannot use', (at,))
+    # the other way round is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
     if method is Authentication.SCRAM_SHA_256 and is_md5(secret):
         yield Finding((*path, "password"), 'is an md5 hash, which "scram-sha-256" cannot use', (at,))
     if rule.auth_query and not (rule.auth_query_db and rule.auth_query_user):
