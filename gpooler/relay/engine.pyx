@@ -5,7 +5,7 @@ servers' bytes, release, ends, cancel, timers, commands, the loop, and at last t
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -297,6 +297,10 @@ cdef void ready_remove(Engine* e, Conn* conn) noexcept nogil:
     conn.flags &= ~<uint16_t> IS_READY
 
 
+cdef inline size_t min_size(size_t a, size_t b) noexcept nogil:
+    return a if a < b else b
+
+
 cdef void set_note(Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
     if conn.note != NULL:
         free(conn.note)
@@ -420,7 +424,7 @@ cdef void conn_forget(Engine* e, Conn* conn) noexcept nogil:
 
 
 cdef void close_later(Engine* e, Conn* conn) noexcept nogil:
-    """Raise EVENT_CLOSED at the end of the round, when no event of this round can name it any more."""
+    """Raise EVENT_CLOSED or EVENT_RELEASED at the end of the round, when nothing names it any more."""
     conn.ready_next = e.closed_head
     e.closed_head = conn
 
@@ -502,12 +506,19 @@ cdef inline void resume_server(Engine* e, Server* s) noexcept nogil:
 cdef void enqueue(Engine* e, Client* c) noexcept nogil:
     """No server is at hand: wait in the queue, and ask for one if nobody asked yet."""
     cdef Route* r = c.conn.route
-    move(e, &c.conn, &r.waiting, CLIENT_WAITING)
-    if r.waiting.count == 1:
-        oldest_wait_gauge(r)
+    if c.wait_us:
+        # its server died before it did anything: it keeps its place and its deadline
+        list_remove(&c.conn)
+        list_prepend(&r.waiting, &c.conn)
+        c.conn.state = CLIENT_WAITING
+        c.conn.since_us = c.wait_us
+    else:
+        move(e, &c.conn, &r.waiting, CLIENT_WAITING)
+        c.wait_us = e.now_us
+    oldest_wait_gauge(r)
     r.last_wait_us = e.now_us
     if r.pool_timeout_us:
-        deadline(e, e.now_us + r.pool_timeout_us)
+        deadline(e, c.conn.since_us + r.pool_timeout_us)
     if not r.has_demand:
         r.has_demand = 1
         raise_event(e, &r.conn, EVENT_DEMAND)
@@ -523,7 +534,7 @@ cdef void leave_queue(Engine* e, Client* c) noexcept nogil:
 cdef bint is_alive(Server* s) noexcept nogil:
     """Whether a parked server may be handed out: nothing arrived that was not looked at."""
     cdef unsigned char byte
-    return recv(s.conn.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+    return recv(s.conn.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef void look_at_parked(Engine* e, Server* s) noexcept nogil:
@@ -539,6 +550,10 @@ cdef Server* take_parked(Engine* e, Client* c) noexcept nogil:
         if (s == NULL or s.conn.generation != c.last_generation or s.conn.state != SERVER_PARKED
                 or s.conn.route != r):
             s = <Server*> r.parked.head
+        if s.conn.rx.left or s.conn.hold != NULL:
+            server_close(e, s, REASON_SERVER_PROTOCOL)  # stopped inside a message
+            s = NULL
+            continue
         if (s.conn.flags & (IS_READABLE | IS_HUNG_UP)
                 or (r.attach_check and e.now_us - s.conn.since_us > ATTACH_CHECK_US and not is_alive(s))):
             look_at_parked(e, s)
@@ -566,6 +581,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.client = c
     s.uses += 1
     s.begin_us = e.now_us
+    s.query_us = e.now_us
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
     c.flags &= ~<uint16_t> HAS_SPOKEN
     e.deploy_size = 0
@@ -582,8 +598,18 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
             e.deploy[0] = c'Q'
             put_u32(e.deploy + 1, <uint32_t> size + 4)
             e.deploy_size = <uint32_t> size + HEADER
+            e.deploy_waits = has_unreported(s.params) or has_unreported(c.params)
             session_frontend(&s.session, c'Q', OWNER_DEPLOY)
             r.words[counters.ROUTE_DEPLOYS] += 1
+
+
+cdef bint has_unreported(ParamSet* s) noexcept nogil:
+    """Whether a set has parameters that PostgreSQL does not report: role, search_path, timeouts …"""
+    cdef uint32_t i
+    for i in range(s.count):
+        if not s.items[i].flags & PARAM_REPORTED:
+            return True
+    return False
 
 
 cdef inline void put_u32(unsigned char* at, uint32_t value) noexcept nogil:
@@ -619,6 +645,7 @@ cdef void unbind(Engine* e, Server* s) noexcept nogil:
     c.server = NULL
     c.last_server = s
     c.last_generation = s.conn.generation
+    c.wait_us = 0
     s.client = NULL
     move(e, &c.conn, &r.idle, CLIENT_IDLE)
     move(e, &s.conn, &r.parked, SERVER_PARKED)
@@ -689,6 +716,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     if c.conn.state == CLIENT_LEAVING:
         make_ready(e, &c.conn)          # discarded; read on to its end
         return
+    c.request_us = e.now_us
     if <size_t> got < room and not c.conn.flags & IS_HUNG_UP:
         c.conn.flags &= ~<uint16_t> IS_READABLE
     if held:
@@ -697,7 +725,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
         chunk_give(&e.pool, c.conn.hold)
         c.conn.hold = NULL
     client_feed(e, c, at, held + got)
-    resume_client(e, c)
+    after_feed(e, c)
 
 
 cdef void client_work(Engine* e, Client* c) noexcept nogil:
@@ -713,6 +741,13 @@ cdef void client_work(Engine* e, Client* c) noexcept nogil:
     chunk_give(&e.pool, c.conn.hold)
     c.conn.hold = NULL
     client_feed(e, c, at, held)
+    after_feed(e, c)
+
+
+cdef inline void after_feed(Engine* e, Client* c) noexcept nogil:
+    """The last bytes of late COPY data may come after the answers: nothing else would detach the server."""
+    if c.server != NULL and session_is_idle(&c.server.session):
+        maybe_detach(e, c.server)
     resume_client(e, c)
 
 
@@ -751,9 +786,13 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Server* s = c.server
     cdef Route* r = c.conn.route
     cdef bint ended = False
-    e.deploy_size = e.deploy_size if s != NULL else 0
+    if s == NULL or c.flags & HAS_SPOKEN:
+        e.deploy_size = 0               # of another client
     if s != NULL and r.mode != MODE_SESSION and not c.flags & HAS_SPOKEN:
         fresh = data                    # attached for just these bytes
+        if e.deploy_size and e.deploy_waits:
+            deploy_first(e, c, s, data, end)
+            return
     while p < end:
         if c.conn.rx.left:
             take = end - p
@@ -778,12 +817,16 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             p += length + 1             # COPY data keeps account of nothing
             continue
         if length < 4 or length > MAX_MESSAGE or not is_known(kind):
-            break_protocol(e, c, s, run, p)
+            # what stood before it is on the server's account: it goes out
+            if s == NULL or send_run(e, c, s, run, p, end, NULL):
+                break_protocol(e, c)
             return
         if c.flags & IS_SKIPPING and kind != c'X':
-            if kind == c'Q' or kind == c'F' or kind == c'S':
-                c.flags &= ~<uint16_t> IS_SKIPPING
+            if kind == c'S' or (kind == c'Q' or kind == c'F') and not c.flags & SKIPS_TO_SYNC:
+                c.flags &= ~<uint16_t> (IS_SKIPPING | SKIPS_TO_SYNC)
                 say_ready(e, c)
+            elif is_request(kind):
+                c.flags |= SKIPS_TO_SYNC    # of an extended group: nothing but a Sync ends it
             p += HEADER
             run = p
             c.conn.rx.kind = kind
@@ -833,7 +876,6 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 refuse_request(e, c, REASON_STATEMENT_POOL)
                 return
         if s == NULL:
-            c.request_us = e.now_us
             if r.waiting.head == NULL:
                 s = take_parked(e, c)
             if s == NULL:
@@ -845,6 +887,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             attach(e, c, s)
             run = p
             fresh = p
+            if e.deploy_size and e.deploy_waits:
+                deploy_first(e, c, s, p, end)
+                return
         if s.session.length == 0:
             s.query_us = e.now_us
         session_frontend(&s.session, kind, OWNER_CLIENT)
@@ -869,6 +914,13 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         return
     if p < end and not hold(e, &c.conn, p, end - p):
         client_leave(e, c, REASON_CLIENT_GONE)
+
+
+cdef void deploy_first(Engine* e, Client* c, Server* s, unsigned char* p, unsigned char* end) noexcept nogil:
+    """Parameters that might be refused: the request is held until PostgreSQL has taken them."""
+    c.flags |= AWAITS_DEPLOY | IS_BLOCKED
+    hold(e, &c.conn, p, end - p)
+    send_run(e, c, s, p, p, p, NULL)
 
 
 cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned char* p,
@@ -897,7 +949,9 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     if conn_write(e, &s.conn, pieces, count, &accepted):
         return True
     if fresh == NULL:
-        server_lost(e, s)
+        # read first what PostgreSQL may have said at the end
+        s.conn.flags |= IS_READABLE | IS_HUNG_UP
+        make_ready(e, &s.conn)
         return False
     s.client = NULL
     c.server = NULL
@@ -924,12 +978,9 @@ cdef void pin(Engine* e, Client* c) noexcept nogil:
         raise_event(e, &s.conn, EVENT_PINNED)
 
 
-cdef void break_protocol(Engine* e, Client* c, Server* s, unsigned char* run, unsigned char* p) noexcept nogil:
+cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
     """A message that is none: the client gets 08P01 and is closed; its server is brought back."""
-    if s != NULL:
-        s.client = NULL
-        c.server = NULL
-        orphan(e, s, c, False)
+    client_unbind(e, c)
     c.flags &= ~<uint16_t> (IS_SCANNING | IS_DROPPING)
     want_text(e, c, REASON_CLIENT_PROTOCOL)
 
@@ -950,21 +1001,45 @@ cdef void client_terminate(Engine* e, Client* c) noexcept nogil:
     cdef Server* s = c.server
     if s != NULL and not session_is_idle(&s.session) and c.conn.rx.left == 0:
         c.flags |= IS_TERMINATED
-        if not session_needs_sync(&s.session):
-            return                      # else the last answer never comes
-    client_leave(e, c, REASON_CLIENT_TERMINATED)
+        if not is_endless(s):
+            return
+    client_finish(e, c, REASON_CLIENT_TERMINATED)
+
+
+cdef bint is_endless(Server* s) noexcept nogil:
+    """Whether the server waits for something that a client which says no more will never send."""
+    return s.session.is_copy_in or s.session.is_uncertain or session_needs_sync(&s.session)
+
+
+cdef void client_finish(Engine* e, Client* c, uint8_t reason) noexcept nogil:
+    """Close a client when the bytes queued for it are out."""
+    if c.conn.out.size == 0:
+        client_leave(e, c, reason)
+        return
+    client_unbind(e, c)
+    c.flags |= CLOSE_WHEN_SENT | IS_HALF_CLOSED
+    c.flags &= ~<uint16_t> (IS_HELD | IS_BLOCKED)
+    c.conn.reason = reason
+    move(e, &c.conn, &c.conn.route.leaving, CLIENT_LEAVING)
+    deadline(e, e.now_us + c.conn.route.login_timeout_us)
 
 
 cdef void client_eof(Engine* e, Client* c, bint is_broken) noexcept nogil:
     """The client's sending half is closed (or the connection broke)."""
     cdef Server* s = c.server
+    if c.conn.state == CLIENT_LEAVING and c.flags & CLOSE_WHEN_SENT and c.conn.out.size and not is_broken:
+        c.flags |= IS_HALF_CLOSED       # it may still read what is queued for it
+        return
+    if c.conn.state == CLIENT_LEAVING and not is_broken and c.conn.out.size:
+        c.flags |= IS_HALF_CLOSED       # it may still read what is queued
+        return
     if is_broken or c.conn.state == CLIENT_LEAVING:
         client_leave(e, c, c.conn.reason if c.conn.state == CLIENT_LEAVING else REASON_CLIENT_GONE)
         return
     if c.conn.rx.left or c.conn.hold != NULL and c.conn.state != CLIENT_WAITING:
         client_leave(e, c, REASON_CLIENT_GONE)
         return
-    if s != NULL and (s.session.is_copy_in or session_needs_sync(&s.session)):
+    if s != NULL and not session_is_idle(&s.session) and is_endless(s):
         client_leave(e, c, REASON_CLIENT_GONE)      # what it began can have no end
         return
     if c.conn.state == CLIENT_IDLE or s == NULL and c.conn.state != CLIENT_WAITING:
@@ -972,7 +1047,7 @@ cdef void client_eof(Engine* e, Client* c, bint is_broken) noexcept nogil:
                      else REASON_CLIENT_TERMINATED)
         return
     if s != NULL and session_is_idle(&s.session):
-        client_leave(e, c, REASON_CLIENT_TERMINATED if s.session.status == c'I' else REASON_CLIENT_GONE)
+        client_finish(e, c, REASON_CLIENT_TERMINATED if s.session.status == c'I' else REASON_CLIENT_GONE)
         return
     c.flags |= IS_HALF_CLOSED
     probe(e, c)
@@ -1033,6 +1108,12 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
         resume_server(e, s)
 
 
+cdef inline void count_out(Route* r, iovec* pieces, int count) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        r.words[counters.ROUTE_BYTES_OUT] += pieces[i].iov_len
+
+
 cdef bint to_client(Engine* e, Client* c, iovec* pieces, int* count, unsigned char* run,
                     unsigned char* p) noexcept nogil:
     """Add a run to the pieces; send them when there are many."""
@@ -1042,6 +1123,7 @@ cdef bint to_client(Engine* e, Client* c, iovec* pieces, int* count, unsigned ch
         pieces[count[0]].iov_len = p - run
         count[0] += 1
     if count[0] == MAX_PIECES:
+        count_out(c.conn.route, pieces, MAX_PIECES)
         count[0] = 0
         return conn_write(e, &c.conn, pieces, MAX_PIECES, &accepted)
     return True
@@ -1114,7 +1196,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             if owner == OWNER_DEPLOY:
                 s.flags |= DEPLOY_FAILED
                 if c != NULL:
-                    set_note(&c.conn, p, whole)
+                    set_note(&c.conn, p, min_size(whole, end - p))
             elif owner == OWNER_RESET and s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED):
                 s.flags |= RESET_FAILED
         elif kind == c'Z':
@@ -1157,8 +1239,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             pieces[count].iov_len = p - run
             count += 1
         if count:
-            for answered in range(count):
-                r.words[counters.ROUTE_BYTES_OUT] += pieces[answered].iov_len
+            count_out(r, pieces, count)
             is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
     if bad or not hold(e, &s.conn, p, end - p):
         server_broken(e, s)
@@ -1167,22 +1248,27 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         client_leave(e, c, REASON_CLIENT_GONE)
         return
     if c == NULL:
-        if s.conn.state == SERVER_RESETTING and settled:
+        if s.conn.state == SERVER_RESETTING and s.conn.rx.left == 0 and s.conn.hold == NULL:
             settle(e, s)
         return
     if c.conn.inject != NULL:
         inject_now(e, c)
         if s.client != c:
             return
-    if settled:
-        if s.flags & DEPLOY_FAILED:
-            deploy_failed(e, s)
-        elif c.flags & IN_SETUP:
-            setup_done(e, c)
-            if s.conn.state == SERVER_PARKED:
-                settle(e, s)
-        else:
-            maybe_detach(e, s)
+    if not settled:
+        # an asynchronous message may have stood in the way
+        maybe_detach(e, s)
+    elif s.flags & DEPLOY_FAILED:
+        deploy_failed(e, s)
+    elif c.flags & AWAITS_DEPLOY:
+        c.flags &= ~<uint16_t> (AWAITS_DEPLOY | IS_BLOCKED)
+        client_work(e, c)
+    elif c.flags & IN_SETUP:
+        setup_done(e, c)
+        if s.conn.state == SERVER_PARKED:
+            settle(e, s)
+    else:
+        maybe_detach(e, s)
 
 
 cdef void share_params(Engine* e, Server* s, Client* c) noexcept nogil:
@@ -1213,10 +1299,10 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
     """The answers to a request are complete: can the server go to another client?"""
     cdef Client* c = s.client
     cdef Route* r = s.conn.route
-    if not session_is_idle(&s.session) or s.conn.rx.left:
+    if not session_is_idle(&s.session) or s.conn.rx.left or c.flags & IN_SETUP or s.flags & DEPLOY_FAILED:
         return
     if c.flags & IS_TERMINATED:
-        client_leave(e, c, REASON_CLIENT_TERMINATED)
+        client_finish(e, c, REASON_CLIENT_TERMINATED)
         return
     if r.mode == MODE_STATEMENT and s.session.status != c'I':
         s.client = NULL
@@ -1225,31 +1311,19 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         server_close(e, s, REASON_SERVER_DIRTY_END)
         return
     if c.flags & IS_HALF_CLOSED and c.conn.hold == NULL:
-        finish_half_closed(e, c)
+        client_finish(e, c, REASON_CLIENT_TERMINATED)
         return
     if s.flags & FATAL_SEEN:
         return
     if r.mode == MODE_SESSION:
         return
     if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain
-            or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size
-            or c.conn.hold != NULL and not c.flags & (IS_BLOCKED | IS_HELD)):
+            or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size):
         if c.flags & IS_BLOCKED and (s.pins or s.session.is_uncertain) and not s.cancelling:
             c.flags &= ~<uint16_t> IS_BLOCKED
             client_work(e, c)
         return
     detach(e, s)
-
-
-cdef void finish_half_closed(Engine* e, Client* c) noexcept nogil:
-    """Every answer is on its way to a client that closed its sending half: send them out, then close."""
-    if c.conn.out.size == 0:
-        client_leave(e, c, REASON_CLIENT_TERMINATED)
-        return
-    client_unbind(e, c)
-    c.flags |= CLOSE_WHEN_SENT
-    c.conn.reason = REASON_CLIENT_TERMINATED
-    move(e, &c.conn, &c.conn.route.leaving, CLIENT_LEAVING)
 
 
 cdef void detach(Engine* e, Server* s) noexcept nogil:
@@ -1331,17 +1405,22 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         return
     s.pins = 0
     s.flags &= ~<uint32_t> IS_DIRTY
+    # PostgreSQL is closing it.
+    if s.conn.flags & IS_HUNG_UP:
+        server_close(e, s, REASON_SERVER_LOST)
+        return
     # Its time is over.
     if s.expires_us and e.now_us >= s.expires_us:
         server_close(e, s, REASON_SERVER_LIFETIME)
         return
     # The broker wants it back: before our own queue.
+    if r.evict_due:
+        r.evict_due -= 1
+        server_close(e, s, REASON_SERVER_RECALLED)
+        return
     if r.recall_due:
         r.recall_due -= 1
-        if r.evict:
-            server_close(e, s, REASON_SERVER_RECALLED)
-        else:
-            server_release(e, s)
+        server_release(e, s)
         return
     # Park; the one parked last is used first.
     list_remove(&s.conn)
@@ -1377,6 +1456,12 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
     servers_active_gauge(r)
     if r.mode == MODE_SESSION and c.flags & HAS_SPOKEN or r.discard == DISCARD_ALWAYS:
         s.flags |= IS_DIRTY
+    if session_owner(&s.session) == OWNER_DEPLOY:
+        # What the deploy will have done is the client's, and nobody keeps account of it any more.
+        s.flags |= CLOSE_AT_END if r.discard == DISCARD_NEVER else IS_DIRTY
+    if c.conn.rx.left:
+        s.flags |= HAS_CUT_MESSAGE
+    resume_server(e, s)                 # not read while the client was slow
     if (c.conn.rx.left or s.conn.out.size or s.session.is_copy_in or s.session.is_copy_out
             or s.session.is_uncertain):
         server_close(e, s, REASON_SERVER_DIRTY_END)
@@ -1413,14 +1498,22 @@ cdef void ask_cancel(Engine* e, Server* s) noexcept nogil:
     raise_event(e, &s.conn, EVENT_CANCEL_WANTED)
 
 
+cdef inline void count_for_recall(Route* r) noexcept nogil:
+    """A slot that becomes free serves a recall as well."""
+    if r.evict_due:
+        r.evict_due -= 1
+    elif r.recall_due:
+        r.recall_due -= 1
+
+
 cdef void server_release(Engine* e, Server* s) noexcept nogil:
     """Give a clean server up for another worker."""
     conn_unregister(e, &s.conn)
     conn_forget(e, &s.conn)
     s.conn.state = SERVER_RELEASED
-    s.conn.ready_next = NULL
+    s.conn.fd = -1
     servers_active_gauge(s.conn.route)
-    raise_event(e, &s.conn, EVENT_RELEASED)
+    close_later(e, &s.conn)
 
 
 cdef void server_close(Engine* e, Server* s, uint8_t reason) noexcept nogil:
@@ -1431,12 +1524,14 @@ cdef void server_close(Engine* e, Server* s, uint8_t reason) noexcept nogil:
     if s.conn.state >= SERVER_CLOSING:
         return
     s.conn.reason = reason
-    if not session_is_idle(&s.session):
+    if reason != REASON_SERVER_RECALLED:
+        count_for_recall(r)
+    if not session_is_idle(&s.session) and r.can_cancel:
         ask_cancel(e, s)
     move(e, &s.conn, &r.closing, SERVER_CLOSING)
     servers_active_gauge(r)
     s.deadline_us = e.now_us + STUCK_US
-    if s.conn.out.size == 0:
+    if s.conn.out.size == 0 and not s.flags & HAS_CUT_MESSAGE:
         piece.iov_base = <void*> terminate
         piece.iov_len = HEADER
         io_send(s.conn.fd, &piece, 1)
@@ -1452,7 +1547,7 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     cdef Client* c = s.client
     cdef Route* r = s.conn.route
     cdef bint is_boundary = s.conn.rx.left == 0 and s.conn.hold == NULL
-    cdef bint was_told = s.session.error_was_last or s.flags & FATAL_SEEN
+    cdef bint was_told = s.flags & FATAL_SEEN or s.session.error_was_last and not s.flags & IS_SWALLOWING
     cdef bint was_planned = s.conn.state == SERVER_CLOSING
     if s.conn.state >= SERVER_RELEASED:
         return
@@ -1467,8 +1562,8 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     servers_active_gauge(r)
     session_free(&s.session)
     r.words[counters.ERROR_BASE + s.conn.reason] += 1
-    if r.recall_due:
-        r.recall_due -= 1               # a slot that became free serves a recall as well
+    if not was_planned:
+        count_for_recall(r)
     close_later(e, &s.conn)
     if c == NULL:
         return
@@ -1594,8 +1689,13 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
         if conn.kind == KIND_CLIENT:
             client_leave(e, <Client*> conn, REASON_CLIENT_GONE)
         else:
-            server_lost(e, <Server*> conn)
+            queue_clear(&e.pool, &conn.out)
+            conn.flags |= IS_READABLE | IS_HUNG_UP
+            make_ready(e, conn)         # read first what PostgreSQL may have said at the end
         return
+    if conn.kind == KIND_CLIENT and conn.state == CLIENT_LEAVING:
+        conn.since_us = e.now_us        # it reads
+        deadline(e, e.now_us + LEAVE_US)
     if conn.out.size:
         return
     arm_out(e, conn, False)
@@ -1615,7 +1715,7 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
         if s.client != NULL:
             if session_is_idle(&s.session):
                 maybe_detach(e, s)
-            else:
+            if s.client != NULL:
                 resume_client(e, s.client)
 
 
@@ -1699,6 +1799,7 @@ cdef void expire(Engine* e) noexcept nogil:
     cdef Conn* following
     cdef Server* s
     cdef Client* c
+    cdef uint64_t limit
     e.next_deadline_us = e.next_sweep_us
     while r != NULL:
         if r.pool_timeout_us:
@@ -1729,11 +1830,12 @@ cdef void expire(Engine* e) noexcept nogil:
         while at != NULL:
             following = at.following
             c = <Client*> at
-            if c.flags & CLOSE_WHEN_SENT and c.conn.out.size == 0:
-                if e.now_us >= at.since_us + LEAVE_US:
+            if c.flags & CLOSE_WHEN_SENT:
+                limit = at.since_us + (LEAVE_US if at.out.size == 0 else r.login_timeout_us)
+                if e.now_us >= limit:
                     client_leave(e, c, at.reason)
                 else:
-                    deadline(e, at.since_us + LEAVE_US)
+                    deadline(e, limit)
             at = following
         r = r.next
 
@@ -1774,8 +1876,9 @@ cdef void sweep(Engine* e) noexcept nogil:
             elif ((c.conn.rx.left or c.conn.hold != NULL) and r.mode != MODE_SESSION
                     and s.session.status == c'I' and not s.session.is_copy_in and not s.pins
                     and s.conn.out.size == 0 and not c.conn.flags & IS_READABLE
-                    and r.login_timeout_us and e.now_us - s.begin_us >= r.login_timeout_us
-                    and s.session.length <= 1):
+                    and r.login_timeout_us and e.now_us - c.request_us >= r.login_timeout_us
+                    and (s.session.length == 0
+                         or s.session.length == 1 and s.session.points[s.session.head].count == 1)):
                 client_leave(e, c, REASON_CLIENT_STALLED)
             at = following
         at = r.waiting.head
@@ -1858,8 +1961,7 @@ cdef void do_recall(Engine* e, Command* command) noexcept nogil:
     cdef Route* r = command.route
     cdef uint32_t wanted = command.count
     cdef Server* s
-    cdef uint32_t busy
-    r.evict = command.is_close
+    cdef uint32_t busy, promised
     command.now = 0
     while wanted and r.parked.tail != NULL:
         s = <Server*> r.parked.tail
@@ -1867,16 +1969,20 @@ cdef void do_recall(Engine* e, Command* command) noexcept nogil:
             look_at_parked(e, s)
             if s.conn.state != SERVER_PARKED:
                 continue
-        if command.is_close:
+        if command.is_close or s.conn.rx.left or s.conn.hold != NULL:
             server_close(e, s, REASON_SERVER_RECALLED)
         else:
             server_release(e, s)
         wanted -= 1
         command.now += 1
     busy = r.active.count + r.resetting.count
-    busy = busy - r.recall_due if busy > r.recall_due else 0
+    promised = r.recall_due + r.evict_due
+    busy = busy - promised if busy > promised else 0
     command.later = wanted if wanted < busy else busy
-    r.recall_due += command.later
+    if command.is_close:
+        r.evict_due += command.later
+    else:
+        r.recall_due += command.later
 
 
 cdef bint is_between(Client* c) noexcept nogil:
@@ -1931,6 +2037,8 @@ cdef void do_connect_failed(Engine* e, Command* command) noexcept nogil:
 
 cdef void run_command(Engine* e, Command* command) noexcept nogil:
     cdef Conn* conn = command.conn
+    cdef Server* s
+    cdef Client* c
     if command.kind == COMMAND_STOP:
         e.is_stopping = True
     elif command.kind == COMMAND_ROUTE:
@@ -1963,7 +2071,13 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
         if conn.kind == KIND_CLIENT:
             client_leave(e, <Client*> conn, command.reason)
         else:
-            server_close(e, <Server*> conn, command.reason)
+            s = <Server*> conn
+            if s.client != NULL:
+                c = s.client
+                s.client = NULL
+                c.server = NULL
+                want_text(e, c, command.reason)
+            server_close(e, s, command.reason)
 
 
 cdef void run_commands(Engine* e) noexcept nogil:
@@ -2065,11 +2179,13 @@ cdef void run_ready(Engine* e) noexcept nogil:
 cdef void finish_round(Engine* e) noexcept nogil:
     """Now nothing names the closed ones any more: Python may have them."""
     cdef Conn* conn
+    cdef bint is_released
     while e.closed_head != NULL:
         conn = e.closed_head
         e.closed_head = conn.ready_next
         conn.ready_next = NULL
-        raise_event(e, conn, EVENT_CLOSED)
+        is_released = conn.kind == KIND_SERVER and conn.state == SERVER_RELEASED
+        raise_event(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED)
 
 
 cdef void run(Engine* e) noexcept nogil:
