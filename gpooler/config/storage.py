@@ -52,7 +52,7 @@ def _parse_endpoint(text: str, default_port: int) -> Endpoint:
             raise ValueError(f'has the unknown scheme "{scheme}"; known are tcp and unix')
     host, tail = _split_host(rest)
     if not host:
-        raise ValueError("holds an empty host")
+        raise ValueError("holds an empty host; an IPv6 address stands in brackets")
     port, zone = _parse_tail(tail)
     if scheme == "tcp" and not host.startswith("/"):
         return Endpoint(host, port or default_port, None, zone)

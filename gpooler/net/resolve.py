@@ -3,12 +3,25 @@
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any, Final
 
 import gevent
+from gevent.monkey import get_original
 
 from gpooler.clock import monotonic_us
 from gpooler.config.storage import Endpoint
 from gpooler.errors import ServerConnectFailed
+
+_getaddrinfo: Final = get_original("socket", "getaddrinfo")  # the patched one would make a hub in the thread
+
+
+def _look_up(host: str, port: int) -> list[Any] | OSError:
+    """In a thread. An error is returned: gevent prints the traceback of one that is raised."""
+    try:
+        found: list[Any] = _getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return error
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +66,11 @@ class Resolver:
         cached = self._cache.get(key)
         if cached is not None and monotonic_us() < cached[0]:
             return cached[1]
-        try:
-            found = gevent.get_hub().threadpool.apply(
-                socket.getaddrinfo, (endpoint.host, endpoint.port), {"type": socket.SOCK_STREAM}
-            )
-        except OSError as error:
+        found = gevent.get_hub().threadpool.apply(_look_up, key)
+        if isinstance(found, OSError):
             if cached is not None:
                 return cached[1]
-            raise ServerConnectFailed(cause=f"cannot resolve {endpoint.host}: {error}") from error
+            raise ServerConnectFailed(cause=f"cannot resolve {endpoint.host}: {found}") from found
         addresses = tuple(
             dict.fromkeys(
                 Address(family, (sockaddr[0], sockaddr[1]))
