@@ -89,7 +89,9 @@ cdef enum ClientFlag:
     HAS_SPOKEN = 128            # sent anything to its server since attach
     CLOSE_WHEN_SENT = 256
     TEXT_THEN_SKIP = 512        # after Python's text drop the refused request
-    IS_BLOCKED = 1024           # statement pool: a held request waits for earlier answers
+    IS_BLOCKED = 1024           # a held request waits for earlier answers
+    AWAITS_DEPLOY = 2048        # … for the answer to its parameters
+    SKIPS_TO_SYNC = 4096        # IS_SKIPPING, and a Query does not end it
 
 
 cdef enum ServerFlag:
@@ -105,6 +107,7 @@ cdef enum ServerFlag:
     SAID_TERMINATE = 512
     IS_LOST = 1024
     FATAL_SEEN = 2048           # an ErrorResponse out of place reached the client
+    HAS_CUT_MESSAGE = 4096      # stands inside a message of a client that is gone: nothing may be appended
 
 
 cdef enum PoolMode:
@@ -184,7 +187,8 @@ cdef struct Client:
     unsigned char secret[32]
     uint32_t pid                # the process id it was given
     uint32_t names              # Python's index of (database, user) as the client named them
-    uint64_t request_us         # began its request (waiting included)
+    uint64_t request_us         # last read from
+    uint64_t wait_us            # began to wait for a server; 0 not since the last request
 
 
 cdef struct Server:
@@ -217,9 +221,9 @@ cdef struct Route:
     uint8_t can_rollback
     uint8_t attach_check
     uint8_t log_query
-    uint8_t evict               # the recall wants servers closed, not passed on
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
     uint32_t recall_due         # servers to give up at their next release
+    uint32_t evict_due          # servers to close then, for another route under the same cap
     uint32_t keep               # parked servers that pool_ttl spares
     uint64_t pool_timeout_us    # 0 none
     uint64_t pool_ttl_us
@@ -293,6 +297,7 @@ cdef struct Engine:
     # deploy text of a server attached while its client's bytes are being worked on
     unsigned char* deploy
     uint32_t deploy_size
+    bint deploy_waits           # the request goes out only when the deploy was accepted
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock
