@@ -89,6 +89,7 @@ class Clients:
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
         self._entrance: Entrance | None = None
+        self.on_relay: Callable[[], None] = lambda: None  # handles the relay's events
         self.login: Login | None = None
         self._listeners = listeners
         self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
@@ -138,6 +139,8 @@ class Clients:
     def _on_entrance(self) -> None:
         """In the hub: guests have spoken."""
         assert self._entrance is not None
+        if self._relay.has_events:
+            self.on_relay()  # saves the relay a wake-up of the hub
         self._entrance.poll()
 
     def _end_late_logins(self) -> None:

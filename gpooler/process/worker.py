@@ -88,6 +88,7 @@ class Worker:
             self._clients.names,
             self._clients.on_adopted,
         )
+        self._clients.on_relay = self._on_relay
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker
         self._rules = {rule.name: rule for rule in config.rules}

@@ -310,6 +310,7 @@ cdef struct Engine:
     Conn* events_tail
     bint is_python_woken
     bint is_relay_woken
+    uint64_t quiet_since_us     # events wait that wake nobody yet; 0 none
     # query texts: one writer, one reader, losses counted
     unsigned char* texts
     uint64_t texts_written

@@ -131,6 +131,7 @@ cdef enum:
     LEAVE_US = 1000000              # a client that got its last bytes has this long to close
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
+    QUIET_US = 2000                 # the end of a client may reach the hub this much later
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
     WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index
@@ -250,6 +251,11 @@ cdef void wake_python(Engine* e) noexcept nogil:
 
 
 cdef void raise_event(Engine* e, Conn* conn, uint32_t bits) noexcept nogil:
+    raise_bits(e, conn, bits, False)
+
+
+cdef void raise_bits(Engine* e, Conn* conn, uint32_t bits, bint is_quiet) noexcept nogil:
+    """Put an event on the list. A quiet one waits QUIET_US for another reason to wake the hub."""
     cdef bint wake = False
     pthread_mutex_lock(&e.lock)
     if conn.event_bits == 0:
@@ -261,8 +267,26 @@ cdef void raise_event(Engine* e, Conn* conn, uint32_t bits) noexcept nogil:
         e.events_tail = conn
     conn.event_bits |= bits
     if not e.is_python_woken:
-        e.is_python_woken = True
-        wake = True
+        if is_quiet:
+            if e.quiet_since_us == 0:
+                e.quiet_since_us = e.now_us
+        else:
+            e.is_python_woken = True
+            wake = True
+    pthread_mutex_unlock(&e.lock)
+    if wake:
+        wake_python(e)
+
+
+cdef void end_quiet(Engine* e) noexcept nogil:
+    """Quiet events have waited long enough."""
+    cdef bint wake = False
+    pthread_mutex_lock(&e.lock)
+    if e.quiet_since_us and e.now_us - e.quiet_since_us >= QUIET_US:
+        e.quiet_since_us = 0
+        wake = e.events_head != NULL and not e.is_python_woken
+        if wake:
+            e.is_python_woken = True
     pthread_mutex_unlock(&e.lock)
     if wake:
         wake_python(e)
@@ -390,13 +414,17 @@ cdef bint conn_send(Engine* e, Conn* conn, const unsigned char* data, size_t siz
     return conn_write(e, conn, &piece, 1, &accepted)
 
 
-cdef bint conn_register(Engine* e, Conn* conn) noexcept nogil:
+cdef bint conn_add(Engine* e, Conn* conn) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
     if not conn.flags & IS_UNIX:
         event.events |= EPOLLOUT
     event.data.ptr = conn
-    if epoll_ctl(e.epoll, EPOLL_CTL_ADD, conn.fd, &event) != 0:
+    return epoll_ctl(e.epoll, EPOLL_CTL_ADD, conn.fd, &event) == 0
+
+
+cdef bint conn_register(Engine* e, Conn* conn) noexcept nogil:
+    if not conn_add(e, conn):
         return False
     conn.flags |= IS_REGISTERED
     return True
@@ -1902,14 +1930,13 @@ cdef void sweep(Engine* e) noexcept nogil:
 
 cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
     cdef Route* r = c.conn.route
-    c.conn.born_us = e.now_us
     if c.flags & IN_SETUP:
         list_append(&r.idle, &c.conn)
         c.conn.state = CLIENT_IDLE
     else:
         move(e, &c.conn, &r.idle, CLIENT_IDLE)
     clients_gauge(r)
-    if not conn_register(e, &c.conn):
+    if not c.conn.flags & IS_REGISTERED and not conn_register(e, &c.conn):
         client_leave(e, c, REASON_CLIENT_GONE)
         return
     if c.flags & IN_SETUP:
@@ -2185,7 +2212,7 @@ cdef void finish_round(Engine* e) noexcept nogil:
         e.closed_head = conn.ready_next
         conn.ready_next = NULL
         is_released = conn.kind == KIND_SERVER and conn.state == SERVER_RELEASED
-        raise_event(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED)
+        raise_bits(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED, conn.kind == KIND_CLIENT)
 
 
 cdef void run(Engine* e) noexcept nogil:
@@ -2193,7 +2220,6 @@ cdef void run(Engine* e) noexcept nogil:
     cdef sigset_t signals
     cdef Conn* conn
     cdef int count, i, timeout
-    cdef bint has_commands
     sigfillset(&signals)
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     e.now_us = clock_us()
@@ -2203,23 +2229,23 @@ cdef void run(Engine* e) noexcept nogil:
         timeout = 0
         if e.ready_head == NULL and e.next_deadline_us > e.now_us:
             timeout = <int> ((e.next_deadline_us - e.now_us) // 1000) + 1
+        if e.quiet_since_us and timeout > QUIET_US // 1000:
+            timeout = QUIET_US // 1000
         count = epoll_wait(e.epoll, events, MAX_EVENTS, timeout)
         e.now_us = clock_us()
         e.process_words[counters.PROCESS_RELAY_BEAT] += 1
-        has_commands = False
-        # Servers first: they free what clients of the same round need, and say who is dead.
+        # Commands first: a client whose first bytes came in this round may still have to be adopted.
+        if e.commands_head != NULL:
+            run_commands(e)
+        # Then servers: they free what clients of the same round need, and say who is dead.
         for i in range(count):
             conn = <Conn*> events[i].data.ptr
             if conn.kind == KIND_SERVER:
                 on_event(e, conn, events[i].events)
-            elif conn.kind == KIND_WAKE:
-                has_commands = True
         for i in range(count):
             conn = <Conn*> events[i].data.ptr
             if conn.kind == KIND_CLIENT:
                 on_event(e, conn, events[i].events)
-        if has_commands:
-            run_commands(e)
         if e.ready_head != NULL:
             run_ready(e)
         if e.now_us >= e.next_sweep_us:
@@ -2228,6 +2254,8 @@ cdef void run(Engine* e) noexcept nogil:
             expire(e)
         if e.closed_head != NULL:
             finish_round(e)
+        if e.quiet_since_us:
+            end_quiet(e)
 
 
 # -- Python's side -------------------------------------------------------------------------------------
@@ -2473,7 +2501,7 @@ cdef class Relay:
         command.data = <unsigned char*> malloc(command.size + 1)
         memcpy(command.data, PyBytes_AS_STRING(data), command.size)
 
-    cdef void post(self, Command* command):
+    cdef void post(self, Command* command, bint is_quiet=False):
         cdef bint wake
         cdef uint64_t one = 1
         pthread_mutex_lock(&self.e.lock)
@@ -2482,8 +2510,9 @@ cdef class Relay:
         else:
             self.e.commands_head = command
         self.e.commands_tail = command
-        wake = not self.e.is_relay_woken
-        self.e.is_relay_woken = True
+        wake = not is_quiet and not self.e.is_relay_woken
+        if wake:
+            self.e.is_relay_woken = True
         pthread_mutex_unlock(&self.e.lock)
         if wake:
             write(self.e.wake, &one, sizeof(one))
@@ -2569,10 +2598,19 @@ cdef class Relay:
             memcpy(c.conn.hold.data, PyBytes_AS_STRING(pending), len(pending))
             c.conn.hold.start = 0
             c.conn.hold.end = <uint32_t> len(pending)
+        c.conn.born_us = clock_us()
         command = self.command(COMMAND_ADOPT_CLIENT)
         command.conn = &c.conn
         command.generation = c.conn.generation
-        self.post(command)
+        if needs_setup or pending:
+            self.post(command)
+        else:
+            # Nothing to do before it speaks: its first bytes wake the relay, which looks at commands first.
+            # The command must be there before the registration; the flag is the relay's from then on.
+            c.conn.flags |= IS_REGISTERED
+            self.post(command, is_quiet=True)
+            if not conn_add(self.e, &c.conn):
+                self.kill_client((<uint64_t> c.conn.generation << 32) | c.conn.index, REASON_CLIENT_GONE)
         return (<uint64_t> c.conn.generation << 32) | c.conn.index
 
     def reserve_pid(self):
@@ -2734,10 +2772,12 @@ cdef class Relay:
         cdef Command* following
         cdef int count, i
         cdef uint64_t value
-        read(self.e.event_fd, &value, sizeof(value))
+        cdef bint was_woken = False
         while True:
             count = 0
             pthread_mutex_lock(&self.e.lock)
+            was_woken = was_woken or self.e.is_python_woken
+            self.e.quiet_since_us = 0
             conn = self.e.events_head
             while conn != NULL and count < 512:
                 conns[count] = conn
@@ -2768,7 +2808,14 @@ cdef class Relay:
                 free(reply)
                 reply = following
             if conn == NULL:
+                if was_woken:
+                    read(self.e.event_fd, &value, sizeof(value))
                 return result
+
+    @property
+    def has_events(self):
+        """Whether ``poll`` would return anything, maybe without the descriptor saying so yet."""
+        return self.e.events_head != NULL
 
     def texts(self):
         """Query texts for the log since the last call: pairs of client handle and bytes."""

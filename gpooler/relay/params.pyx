@@ -196,13 +196,11 @@ cdef void params_release(ParamSet* s) noexcept nogil:
 
 cdef ParamSet* params_with(ParamSet* s, const unsigned char* name, uint32_t name_size,
                            const unsigned char* value, uint32_t value_size, uint8_t flags) noexcept nogil:
-    cdef Param* items[MAX_PARAMS]
+    cdef Param* items[MAX_PARAMS + 1]
     cdef uint32_t i = 0, n = 0
     cdef int order
     cdef Param* new
-    cdef ParamSet* made
-    if s.count + 1 > MAX_PARAMS:
-        return NULL
+    cdef ParamSet* made = NULL
     pthread_mutex_lock(&_lock)
     new = _param(name, name_size, value, value_size, flags)
     if new == NULL:
@@ -225,7 +223,11 @@ cdef ParamSet* params_with(ParamSet* s, const unsigned char* name, uint32_t name
         items[n].references += 1
         n += 1
         i += 1
-    made = _set(items, n)
+    if n <= MAX_PARAMS:
+        made = _set(items, n)
+    else:
+        for i in range(n):
+            _release_param(items[i])
     pthread_mutex_unlock(&_lock)
     return made
 
@@ -378,17 +380,24 @@ cdef bint _is_identifier(const unsigned char* text, uint32_t size) noexcept nogi
     return size > 0
 
 
-cdef bint _is_list(const unsigned char* name, uint32_t size) noexcept nogil:
-    """GUC_LIST_QUOTE settings: SET would take one quoted string for one element.
+cdef bint _can_set(Param* p) noexcept nogil:
+    """Whether SET takes this value as the startup packet does.
 
-    PostgreSQL's own list is in its pg_dump, variable_is_guc_list_quote().
+    SET would take one string for one element of a setting that is a list of names (GUC_LIST_QUOTE), of which
+    versions and extensions have more and more. A small word means the same either way; of the reported
+    settings only search_path is one.
     """
-    return (_compare_names(name, size, <const unsigned char*> b"search_path", 11) == 0
-            or _compare_names(name, size, <const unsigned char*> b"temp_tablespaces", 16) == 0
-            or _compare_names(name, size, <const unsigned char*> b"local_preload_libraries", 23) == 0
-            or _compare_names(name, size, <const unsigned char*> b"session_preload_libraries", 25) == 0
-            or _compare_names(name, size, <const unsigned char*> b"shared_preload_libraries", 24) == 0
-            or _compare_names(name, size, <const unsigned char*> b"unix_socket_directories", 23) == 0)
+    cdef const unsigned char* value = p.text + p.name_size + 1
+    cdef uint32_t i
+    if not _is_identifier(p.text, p.name_size) or not _is_plain(value, p.value_size):
+        return False
+    if (p.flags & PARAM_REPORTED
+            and _compare_names(p.text, p.name_size, <const unsigned char*> b"search_path", 11) != 0):
+        return True
+    for i in range(p.value_size):
+        if not (c'a' <= value[i] <= c'z' or c'0' <= value[i] <= c'9' or value[i] == c'_'):
+            return False
+    return p.value_size > 0
 
 
 cdef void _literal(Out* out, const unsigned char* text, uint32_t size) noexcept nogil:
@@ -414,20 +423,20 @@ cdef void _literal(Out* out, const unsigned char* text, uint32_t size) noexcept 
 cdef void _set_one(Out* out, Param* p) noexcept nogil:
     cdef const unsigned char* value = p.text + p.name_size + 1
     cdef uint32_t i
-    if (_is_plain(value, p.value_size) and _is_identifier(p.text, p.name_size)
-            and not _is_list(p.text, p.name_size)):
+    if _can_set(p):
         _put(out, b"SET \"")
         for i in range(p.name_size):
             _byte(out, p.text[i])
         _put(out, b"\"=")
         _literal(out, value, p.value_size)
-    else:
-        _put(out, b"SELECT pg_catalog.set_config(")
-        _literal(out, p.text, p.name_size)
-        _byte(out, c',')
-        _literal(out, value, p.value_size)
-        _put(out, b",false)")
-    _byte(out, c';')
+        _byte(out, c';')
+        return
+    _put(out, b"SELECT pg_catalog.set_config(")
+    _literal(out, p.text, p.name_size)
+    _byte(out, c',')
+    _literal(out, value, p.value_size)
+    # the value itself may not exist in client_encoding, and could not be sent back
+    _put(out, b",false) IS NULL;")
 
 
 cdef void _reset_one(Out* out, Param* p) noexcept nogil:
@@ -441,7 +450,7 @@ cdef void _reset_one(Out* out, Param* p) noexcept nogil:
     # NULL resets; unlike RESET, it takes names of any bytes and length
     _put(out, b"SELECT pg_catalog.set_config(")
     _literal(out, p.text, p.name_size)
-    _put(out, b",NULL,false);")
+    _put(out, b",NULL,false) IS NULL;")
 
 
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, int capacity) noexcept nogil:

@@ -162,15 +162,12 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
         c = p[0]
         if state == SCAN_END:
             break
-        if self.is_multibyte:
-            if self.is_trail:
-                self.is_trail = 0
-                if c != 0:                  # a NUL ends the text before PostgreSQL converts it
-                    self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
-                    p += 1
-                    continue
-            elif c >= 0x80 and not (self.is_multibyte == MULTIBYTE_SJIS and 0xa1 <= c <= 0xdf):
-                self.is_trail = 1
+        if self.is_trail:
+            self.is_trail = 0
+            if c != 0:                      # a NUL ends the text before PostgreSQL converts it
+                self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
+                p += 1
+                continue
         if state == SCAN_PLAIN:
             if _is_word_start(c):
                 self.hash = _mix(<uint32_t> FNV_BASIS, c)
@@ -349,5 +346,9 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
                 state = SCAN_PLAIN
             else:
                 self.effects |= EFFECT_PARSE
+        if (c >= 0x80 and self.is_multibyte
+                and not (self.is_multibyte == MULTIBYTE_SJIS and 0xa1 <= c <= 0xdf)):
+            # The second byte of a character may look like ASCII.
+            self.is_trail = 1
         p += 1
     self.state = state
