@@ -18,6 +18,7 @@ from gpooler.broker.ledger import Demand, Ledger
 from gpooler.broker.messages import CODEC, PROTOCOL_VERSION, Hello, Welcome, WorkerId, WorkerMessage
 from gpooler.broker.slots import SlotName
 from gpooler.clock import monotonic_us
+from gpooler.faults import fault_point
 from gpooler.log import Logger
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.stats.registry import RouteWord
@@ -152,6 +153,7 @@ class BrokerService:
             self.ledger.check()
         for act in acts:
             if isinstance(act, Send):
+                fault_point("broker_sends", type(act.message).__name__)
                 channel = self._channels.get(act.worker)
                 if channel is not None:  # else its end is about to be told
                     channel.send(act.message, () if act.slot is None else (self._held[act.slot],))

@@ -16,6 +16,7 @@ from gpooler.broker.codec import ChannelProtocolError
 from gpooler.client import peers
 from gpooler.config.model import Limits
 from gpooler.errors import ServerFault
+from gpooler.faults import fault_point
 from gpooler.log import Logger
 from gpooler.net.resolve import Address
 from gpooler.process.channels import Channel, ChannelClosed
@@ -98,6 +99,7 @@ class Cancels:
             self._logger.error("cancel request dropped: too many are under way", context="cancel")
             return
         try:
+            fault_point("cancel_sending")
             record = self._relay.server(handle)
             if not send_cancel(address, record["pid"], record["secret"], self._limits.cancel_timeout_ms):
                 self._logger.error(f"cancel request to {address.text} timed out", context="cancel")

@@ -41,6 +41,7 @@ from gpooler.errors import (
     RuleClientMaxReached,
     UserBlocked,
 )
+from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
 from gpooler.relay.engine import Relay
 from gpooler.routing.route import Route
@@ -224,6 +225,7 @@ class Login:
         attempt: Attempt = guest.attempt
         attempt.packet = packet
         guest.who.user, guest.who.database = packet.user, packet.database
+        fault_point("login_started")
         attempt.rule = rule = self._find_rule(guest, packet)
         if rule is None:
             attempt.conversation = self._doomed(packet)
@@ -343,6 +345,7 @@ class Login:
                     )
                 )
             )
+        fault_point("login_adopting")
         handle = self._relay.adopt_client(
             guest.detach(),
             route.route_id,

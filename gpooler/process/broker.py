@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import gevent
 from gevent import monkey
 
+from gpooler import faults
 from gpooler.broker.book import RuleLimits
 from gpooler.broker.codec import ChannelProtocolError, Message
 from gpooler.broker.ledger import Ledger
@@ -37,6 +38,8 @@ _FIRST_INCARNATION = 1  # the broker is the first child that a master forks
 def run_broker(context: BrokerContext) -> int:
     """Body of the broker process; returns its exit status (``process/context.py``)."""
     monkey.patch_all()
+    if context.is_debug:
+        faults.connect("broker")
     try:
         log = open_log(
             context.log, lambda total: context.counters.set_process(ProcessWord.LOG_LINES_LOST, total)
@@ -105,6 +108,7 @@ class Broker:
     def _beat(self) -> None:
         while True:
             self._context.counters.add_process(ProcessWord.HUB_BEAT)
+            faults.fault_point("beat")
             gevent.sleep(BEAT_INTERVAL_S / 2)
 
     def _obey(self) -> None:

@@ -8,6 +8,7 @@ import gevent
 from gevent import get_hub, monkey
 from gevent.event import AsyncResult, Event
 
+from gpooler import faults
 from gpooler.broker import messages as broker_messages
 from gpooler.broker.client import BrokerClient, Report
 from gpooler.broker.codec import ChannelProtocolError, Codec, Message
@@ -38,6 +39,8 @@ DRAIN_TICK_S: Final = 0.1
 def run_worker(context: WorkerContext) -> int:
     """Body of a worker process; returns its exit status (``process/context.py``)."""
     monkey.patch_all()
+    if context.is_debug:
+        faults.connect(f"worker {context.worker}")
     return Worker(context).run()
 
 
@@ -119,6 +122,7 @@ class Worker:
     def _beat(self) -> None:
         while True:
             self._counters.add_process(ProcessWord.HUB_BEAT)
+            faults.fault_point("beat")
             gevent.sleep(BEAT_INTERVAL_S / 2)
 
     # -- the master speaks

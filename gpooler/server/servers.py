@@ -17,6 +17,7 @@ from gpooler.broker.codec import Message
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config
 from gpooler.errors import PostgresError, ServerFault
+from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, server_id
 from gpooler.net.resolve import Address, Resolver
 from gpooler.reasons import Reason
@@ -113,6 +114,7 @@ class Servers:
 
     def on_grant_open(self, route_id: int, slot: int, generation: int) -> None:
         """A right to open one server."""
+        fault_point("grant_received")
         lease = Lease(self.routes[route_id], slot, generation, random.getrandbits(ID_BITS))
         self._opening_leases[id(lease)] = lease
         self._count_opening(lease.route, 1)
@@ -122,6 +124,7 @@ class Servers:
         self, route_id: int, slot: int, generation: int, state: messages.ServerState, fd: int
     ) -> None:
         """A living server from another worker; ``fd`` is ours now."""
+        fault_point("descriptor_received")
         route = self.routes[route_id]
         os.set_blocking(fd, False)
         number = int(state.server_id[1:], 16)
@@ -165,6 +168,7 @@ class Servers:
             lease.fd = sock.fileno()
             lease.address = address
             self._send(messages.Connected(*slot, address.text), [lease.fd])
+            fault_point("server_connected")
 
         try:
             with self._gates[route.rule.storage]:
@@ -307,6 +311,7 @@ class Servers:
             self._on_closed(handle, lease)
 
     def _on_released(self, handle: int, lease: Lease) -> None:
+        fault_point("server_released")
         record = self._relay.server(handle)
         parameters, initial = self._relay.server_parameters(handle)
         assert lease.state is not None

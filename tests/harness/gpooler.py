@@ -99,12 +99,14 @@ class Gpooler:
             text = toml.dumps(merge(basic_config(postgres, self.port, rule or {}), config or {}))
         else:
             text = text.replace("{port}", str(self.port))
+        workers = toml.loads(text).get("performance", {}).get("workers", "auto")
+        self._workers = len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)
         self.config_file.write_text(text)
 
     # life
 
     def start(self) -> "Gpooler":
-        """Start and wait until a worker answers."""
+        """Start and wait until every worker accepts."""
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(
                 [*command(), "run", "-c", str(self.config_file)],
@@ -112,6 +114,7 @@ class Gpooler:
                 start_new_session=True,
             )  # fmt: skip
         eventually(self._answers, within=20)
+        eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
         self.processes()
         self._descriptors = self.descriptors()
         return self
@@ -277,10 +280,16 @@ class Gpooler:
         """Add up what ``read`` finds in each of the master's counters, seen through its descriptors."""
         total, seen = 0, set()
         for link in Path(f"/proc/{self.pid}/fd").iterdir():
-            if not os.readlink(link).startswith("/memfd:gpooler-counters") or link.stat().st_ino in seen:
-                continue
-            seen.add(link.stat().st_ino)
-            with closing(SharedCounters.attach(os.open(link, os.O_RDWR | os.O_CLOEXEC))) as counters:
+            try:
+                if not os.readlink(link).startswith("/memfd:gpooler-counters"):
+                    continue
+                fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # a child was buried meanwhile
+            with closing(SharedCounters.attach(fd)) as counters:
+                if os.fstat(fd).st_ino in seen:
+                    continue
+                seen.add(os.fstat(fd).st_ino)
                 if not counters.process(ProcessWord.FOLDED):
                     total += read(counters)
         return total

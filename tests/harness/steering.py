@@ -1,13 +1,17 @@
 """Clients on chosen workers: the process id a pooled client is given names the worker that owns it."""
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import count
 
 from tests.harness.client import RawClient
 from tests.harness.gpooler import Gpooler
 
 SYNTHETIC_PID = 1 << 30
-MOST_TRIES = 400
+PATIENCE_S = 20.0
+BURST = 10  # logins in a row; a worker looks now and then whether it is its turn to accept
+MOST_SPARE = 300
 
 
 def worker_of(client: RawClient) -> int:
@@ -25,8 +29,9 @@ def clients_on(
     """
     found: dict[int, list[RawClient]] = {number: [] for number in wanted}
     with ExitStack() as spare:
-        for _ in range(MOST_TRIES):
-            if all(len(found[number]) == count for number, count in wanted.items()):
+        deadline = time.monotonic() + PATIENCE_S
+        for tries in count(1):
+            if all(len(found[number]) == most for number, most in wanted.items()):
                 return found
             client = gpooler.raw(timeout=30)
             try:
@@ -39,4 +44,10 @@ def clients_on(
                 mine.append(stack.enter_context(client))
             else:
                 spare.callback(client.terminate)
+            if tries % BURST == 0:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.03)
+            if tries % MOST_SPARE == 0:
+                spare.close()
     raise AssertionError(f"no way to get {wanted}: { ({n: len(c) for n, c in found.items()}) }")
