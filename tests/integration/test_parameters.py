@@ -1,0 +1,217 @@
+"""Session parameters: each client has its own on a shared server, and a login that asks nonsense fails."""
+
+from collections.abc import Callable
+
+import pytest
+
+from gpooler.stats.registry import RouteWord
+from tests.harness import Gpooler, Postgres, RawClient, eventually
+from tests.harness.client import SYNC, Message, ServerError, bind, execute, parse, query
+
+Factory = Callable[..., Gpooler]
+
+REPORTED = ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"]
+
+
+def settings(client: RawClient, *names: str) -> list[str | None]:
+    return client.query("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))[0]
+
+
+def answers(client: RawClient, sql: str) -> list[Message]:
+    client.send(query(sql))
+    return client.read_until()
+
+
+def test_clients_that_differ_share_one_server(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    wishes: list[dict[str, str]] = [
+        {},
+        {"client_encoding": "LATIN1", "application_name": "one"},
+        {"DateStyle": "German, DMY", "application_name": 'two\'s \\ "name"'},
+        {"TimeZone": "Asia/Tokyo", "search_path": "pg_catalog, public"},
+        {"search_path": '"$user", "Odd Schema"', "statement_timeout": "12345"},
+        {"options": "-c work_mem=7MB -c DateStyle=SQL --geqo=off"},
+        {"options": r"-c search_path=a,b\ ,c", "IntervalStyle": "iso_8601"},
+        {"standard_conforming_strings": "off"},
+        {"my.custom": "value 'quoted'", "application_name": "ümläut"},
+    ]
+    names = [
+        *REPORTED, "search_path", "statement_timeout", "work_mem", "geqo", "IntervalStyle",
+    ]  # fmt: skip
+    direct = []
+    for wish in wishes:
+        with RawClient(postgres.port) as client:
+            client.login(**wish)
+            direct.append((dict(client.parameters), settings(client, *names)))
+            client.terminate()
+    clients = [gpooler.raw().login(**wish) for wish in wishes]
+    for _ in range(3):
+        for client, (parameters, values) in zip(clients, direct, strict=True):
+            assert settings(client, *names) == values
+            assert client.parameters == parameters
+    assert settings(clients[-1], "my.custom") == ["value 'quoted'"]
+    assert clients[0].query("SELECT current_setting('my.custom', true)") in ([[None]], [[""]])
+    assert len(postgres.activity()) == 1
+    for client in clients:
+        client.terminate()
+
+
+def test_a_login_repeats_what_the_last_one_like_it_was_told(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    seen = []
+    for _ in range(3):
+        with gpooler.raw() as client:
+            client.login(TimeZone="Europe/Berlin", application_name="again")
+            seen.append(client.parameters)
+            client.terminate()
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0]["TimeZone"] == "Europe/Berlin"
+    assert seen[0]["application_name"] == "again"
+    assert "server_version" in seen[0]
+
+
+def test_nothing_is_deployed_between_clients_that_agree(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    clients = [gpooler.raw().login(application_name="same", TimeZone="UTC") for _ in range(3)]
+    clients[0].query("SELECT 1")
+    before = gpooler.route_count(RouteWord.DEPLOYS)
+    for turn in range(30):
+        clients[turn % 3].query("SELECT 1")
+    assert gpooler.route_count(RouteWord.DEPLOYS) == before
+    for client in clients:
+        client.terminate()
+
+
+@pytest.mark.parametrize("pool", ["transaction", "session"])
+def test_a_login_with_nonsense_fails_as_on_a_direct_connection(
+    postgres: Postgres, gpooler_factory: Factory, pool: str
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool": pool})
+    for wish in ({"TimeZone": "nonsense"}, {"DateStyle": "Klingon"}, {"client_encoding": "EBCDIC"}):
+        with RawClient(postgres.port) as client, pytest.raises(ServerError) as direct:
+            client.login(**wish)
+        with gpooler.raw() as client, pytest.raises(ServerError) as pooled:
+            client.login(**wish)
+        assert pooled.value.text == direct.value.text
+        assert pooled.value.sqlstate == direct.value.sqlstate
+        assert pooled.value.fields["S"] == "FATAL"
+    with gpooler.raw() as client:
+        client.login()
+        assert client.query("SHOW TimeZone") == [["UTC"]]
+    assert len(postgres.activity()) == 1
+
+
+def test_set_inside_a_transaction_follows_its_client(postgres: Postgres, gpooler_factory: Factory) -> None:
+    """A reported parameter set by SQL: the client keeps it, the next one does not see it."""
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 2})
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login()
+        two.login()
+        one.query("SET TimeZone = 'Asia/Tokyo'")
+        for _ in range(3):
+            assert one.query("SHOW TimeZone") == [["Asia/Tokyo"]]
+            assert two.query("SHOW TimeZone") == [["UTC"]]
+        one.terminate()
+        for _ in range(3):
+            assert two.query("SHOW TimeZone") == [["UTC"]]
+
+
+def test_set_local_ends_with_its_transaction(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login()
+        two.login()
+        one.query("BEGIN")
+        one.query("SET LOCAL TimeZone = 'Asia/Tokyo'")
+        assert one.query("SHOW TimeZone") == [["Asia/Tokyo"]]
+        one.query("COMMIT")
+        assert two.query("SHOW TimeZone") == [["UTC"]]
+        assert one.query("SHOW TimeZone") == [["UTC"]]
+        assert gpooler.route_count(RouteWord.PINS) == 0
+
+
+def test_parameters_are_deployed_ahead_of_any_first_message(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login(TimeZone="Asia/Tokyo")
+        two.login(TimeZone="Europe/Berlin")
+        for _ in range(3):
+            one.send(parse("SHOW TimeZone"), bind(), execute(), SYNC)
+            kinds = one.read_until()
+            assert b"".join(answer.kind for answer in kinds) == b"12DCZ"
+            assert kinds[2].values() == ["Asia/Tokyo"]
+            two.send(query("SHOW TimeZone"), query("SHOW TimeZone"))
+            assert two.rows() == [["Europe/Berlin"]]
+            assert two.rows() == [["Europe/Berlin"]]
+
+
+def test_rule_options_replace_what_the_client_asks_for(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(
+        postgres, rule={"pool_size": 1, "options": {"TimeZone": "Asia/Tokyo", "work_mem": "9MB"}}
+    )
+    with gpooler.raw() as client:
+        client.login(TimeZone="Europe/Berlin")
+        assert settings(client, "TimeZone", "work_mem") == ["Asia/Tokyo", "9MB"]
+        assert client.parameters["TimeZone"] == "Asia/Tokyo"
+
+
+def test_backend_startup_options_reach_the_server(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(
+        postgres, rule={"pool_size": 1, "backend_startup_options": {"work_mem": "11MB", "jit": "off"}}
+    )
+    with gpooler.raw() as client:
+        client.login()
+        assert settings(client, "work_mem", "jit") == ["11MB", "off"]
+        client.query("SET work_mem = '1MB'")
+        client.terminate()
+    with gpooler.raw() as client:
+        client.login()
+        assert settings(client, "work_mem", "jit") == ["11MB", "off"]
+
+
+def test_the_host_may_be_added_to_the_application_name(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "application_name_add_host": True})
+    with gpooler.raw() as client:
+        client.login(application_name="shop")
+        (name,) = settings(client, "application_name")
+        host, port = client.socket.getsockname()
+        assert name == f"shop - {host}:{port}"
+
+
+def test_a_changed_default_of_the_server_reaches_new_clients_with_the_next_server(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    """Until then all get what their login was told: a reload is not told from a SET inside a function."""
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+
+    def shown() -> str | None:
+        with gpooler.raw() as client:
+            client.login()
+            (value,) = settings(client, "DateStyle")
+            assert client.parameters["DateStyle"] == value
+            client.terminate()
+        return value
+
+    assert shown() == "ISO, MDY"
+    try:
+        postgres.query("ALTER SYSTEM SET DateStyle = 'German'")
+        postgres.query("SELECT pg_reload_conf()")
+        eventually(lambda: postgres.query("SHOW DateStyle") == [("German, DMY",)])
+        with gpooler.raw() as client:
+            client.login()  # PostgreSQL reloads when the server's next query comes, and says so
+            assert "S" in [answer.kind.decode() for answer in answers(client, "SELECT 1")]
+        for _ in range(3):
+            assert shown() == "ISO, MDY"
+        (row,) = postgres.activity()
+        postgres.terminate(row.pid)
+        with gpooler.raw() as client:
+            client.login()
+            assert settings(client, "DateStyle") == ["ISO, MDY"]
+        assert shown() == "German, DMY"
+    finally:
+        postgres.query("ALTER SYSTEM RESET DateStyle")
+        postgres.query("SELECT pg_reload_conf()")
