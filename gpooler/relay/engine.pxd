@@ -14,8 +14,7 @@ shared memory are the lengths of these lists.
              any ──► leaving (flush a last message, then wait for its FIN) ──► closed
     server   parked ◄─► active ──► resetting ──► parked | released | closing ──► closed
 
-Edges. Sockets are registered once, edge-triggered, for both directions (Unix sockets arm EPOLLOUT only
-while something is queued, because there it fires at each read of the peer). An edge that cannot be
+Edges. Sockets are registered once, edge-triggered; EPOLLOUT is asked for only while something is queued. An edge that cannot be
 used now leaves IS_READABLE set; whoever removes the obstacle puts the connection on the ready list.
 
 Texts. The relay writes no sentence: it raises EVENT_TEXT_WANTED with a reason and Python injects the
@@ -74,7 +73,7 @@ cdef enum ConnFlag:
     IS_HUNG_UP = 2              # EPOLLRDHUP: read to the end even after a short read
     IS_READY = 4                # on the ready list
     IS_UNIX = 8
-    IS_OUT_ARMED = 16           # EPOLLOUT registered (Unix sockets only while something is queued)
+    IS_OUT_ARMED = 16           # EPOLLOUT is registered
     IS_REGISTERED = 32
 
 

@@ -367,9 +367,12 @@ cdef void put_text(Engine* e, Conn* conn, const unsigned char* data, size_t size
 
 
 cdef void arm_out(Engine* e, Conn* conn, bint is_wanted) noexcept nogil:
-    """Unix sockets report EPOLLOUT at each read of their peer: ask for it only while it is needed."""
+    """Ask for EPOLLOUT only while something is queued.
+
+    A new registration would wake the relay at once with it, and a Unix socket at each read of its peer.
+    """
     cdef epoll_event event
-    if not conn.flags & IS_UNIX or ((conn.flags & IS_OUT_ARMED) != 0) == is_wanted:
+    if ((conn.flags & IS_OUT_ARMED) != 0) == is_wanted:
         return
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
     if is_wanted:
@@ -417,8 +420,6 @@ cdef bint conn_send(Engine* e, Conn* conn, const unsigned char* data, size_t siz
 cdef bint conn_add(Engine* e, Conn* conn) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
-    if not conn.flags & IS_UNIX:
-        event.events |= EPOLLOUT
     event.data.ptr = conn
     return epoll_ctl(e.epoll, EPOLL_CTL_ADD, conn.fd, &event) == 0
 
@@ -1645,9 +1646,9 @@ cdef void client_leave(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     if c.conn.reason == REASON_NONE or c.conn.state != CLIENT_LEAVING:
         c.conn.reason = reason
     client_unbind(e, c)
-    conn_unregister(e, &c.conn)
+    c.conn.flags &= ~<uint16_t> IS_REGISTERED
     conn_forget(e, &c.conn)
-    close(c.conn.fd)
+    close(c.conn.fd)                    # nobody else has it: this ends its registration as well
     c.conn.fd = -1
     c.conn.state = CLIENT_CLOSED
     clients_gauge(r)
