@@ -12,6 +12,7 @@ EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.FeatureNotSupported("replication connections are not supported"), "FATAL", "0A000"),
     (errors.InvalidArguments("invalid command-line argument"), "FATAL", "42601"),
     (errors.InvalidParameterValue('invalid value for parameter "replication"'), "FATAL", "22023"),
+    (errors.ParameterCannotChange("server_version"), "FATAL", "55P02"),
     (errors.InvalidAuthorization("no PostgreSQL user name specified"), "FATAL", "28000"),
     (errors.UserBlocked("app", "orders"), "FATAL", "28000"),
     (errors.AuthenticationFailed("app", cause="wrong password"), "FATAL", "28P01"),
