@@ -101,6 +101,7 @@ class Servers:
         self._opening: set[int] = set()  # ids of Lease objects being opened
         self._opening_leases: dict[int, Lease] = {}
         self._failing_since_us: dict[int, int] = {}
+        self._is_ending = False
 
     @staticmethod
     def _secret(rule: object) -> Secret | None:
@@ -268,6 +269,8 @@ class Servers:
             is_unix=isinstance(address.sockaddr, str),
         )
         self.leases[handle] = lease
+        if self._is_ending:
+            self._relay.close_server(handle, Reason.SHUTDOWN)
 
     def learn(self, route: Route, parameters: dict[str, str], *, is_news: bool) -> None:
         """What logins of this route are told; ``is_news``: from a server, so the broker is told, too."""
@@ -346,7 +349,8 @@ class Servers:
         return None if lease is None else lease.address
 
     def close_all(self) -> None:
-        """Told to go, all of them: the worker ends."""
+        """Told to go, all of them and those that are still being opened: the worker ends."""
+        self._is_ending = True
         for handle in list(self.leases):
             with contextlib.suppress(KeyError):
                 self._relay.close_server(handle, Reason.SHUTDOWN)

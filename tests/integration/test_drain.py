@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gpooler.stats.registry import RouteWord
-from tests.harness import Gpooler, Postgres, RawClient, eventually
+from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually
 from tests.harness.client import ServerError, query, startup
 
 Factory = Callable[..., Gpooler]
@@ -169,6 +169,30 @@ def test_login_that_is_under_way_is_refused_with_57p01(postgres: Postgres, gpool
         late.send(packet[2:])
         assert farewell(late) == ("FATAL", "57P01")
         holder.query("COMMIT")
+        assert gpooler.stop() == 0
+
+
+def test_server_that_was_being_opened_does_not_keep_the_worker(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    with FaultProxy(postgres.port) as proxy:
+        gpooler = gpooler_factory(
+            postgres,
+            config={"storage": {"postgres": {"port": proxy.port}}, "performance": {"workers": 1}},
+            rule={"pool_size": 2},
+        )
+        first = gpooler.raw().login()
+        first.query("BEGIN")
+        proxy.stall("up")
+        second = gpooler.raw().login()
+        second.send(query("SELECT 1"))
+        eventually(lambda: gpooler.route_count(RouteWord.SERVERS_LOGIN) == 1)
+        second.close()
+        first.close()
+        eventually(lambda: gpooler.route_count(RouteWord.CLIENTS) == 0)
+        gpooler.signal(signal.SIGTERM)
+        eventually(lambda: gpooler.route_count(RouteWord.SERVERS_CLOSING) == 1)
+        proxy.resume("up")
         assert gpooler.stop() == 0
 
 
