@@ -6,8 +6,10 @@ A sink returns how many lines it could not write, so that losses can be counted.
 import errno
 import os
 import syslog
+import time
 from collections.abc import Sequence
 from select import POLLOUT, poll  # bound before gevent patches: sinks run in native threads
+from socket import AF_UNIX, SOCK_DGRAM, socket  # likewise
 from typing import Final, Protocol
 
 from gpooler.log import Level, LogSettings
@@ -25,6 +27,8 @@ _FACILITY: Final = {
     "user": syslog.LOG_USER,
     **{f"local{number}": getattr(syslog, f"LOG_LOCAL{number}") for number in range(8)},
 }
+SYSLOG_SOCKET: Final = "/dev/log"  # where the system's daemon listens
+_SYSLOG_WAIT_S: Final = 1.0  # a daemon that is stuck costs lines, not the master's attention
 _STDOUT: Final = 1
 _FILE_MODE: Final = 0o640
 
@@ -89,29 +93,61 @@ class FileSink:
 
 
 class SyslogSink:
-    """The system's log, with the level as priority. A missing daemon loses lines without a word."""
+    """The system's log, with the level as priority: datagrams as the C library sends them (RFC 3164).
 
-    def __init__(self, ident: str, facility: str) -> None:
-        """``facility`` is daemon, user or local0 to local7. Raises KeyError for another."""
-        self._ident = ident
+    The C library's own function neither tells of losses nor bounds its wait for a daemon that is stuck.
+    """
+
+    def __init__(self, ident: str, facility: str, path: str = SYSLOG_SOCKET) -> None:
+        """``facility`` is daemon, user or local0 to local7. Raises KeyError for another. Does no I/O."""
+        self._tag = f"{ident}[{os.getpid()}]"
         self._facility = _FACILITY[facility]
-        self.reopen()
+        self._path = path
+        self._socket: socket | None = None
 
     def write(self, lines: Sequence[Line]) -> int:
-        """Send the lines one by one; the C library does not tell of losses."""
+        """Send the lines one by one; lost are those that no daemon takes within a second."""
+        stamp = time.strftime("%b %e %H:%M:%S")
+        lost = 0
         for level, line in lines:
-            text = line.encode(errors="backslashreplace").decode()
-            syslog.syslog(_PRIORITY[level], text)
-        return 0
+            text = f"<{self._facility | _PRIORITY[level]}>{stamp} {self._tag}: {line}"
+            lost += not self._send(text.encode(errors="backslashreplace"))
+        return lost
+
+    def _send(self, datagram: bytes) -> bool:
+        for _ in range(2):  # the daemon may have been started anew since the last line
+            try:
+                if self._socket is None:
+                    self._socket = self._connect()
+                self._socket.send(datagram)
+            except TimeoutError:
+                return False
+            except OSError:
+                self.close()
+            else:
+                return True
+        return False
+
+    def _connect(self) -> socket:
+        """Raises OSError."""
+        made = socket(AF_UNIX, SOCK_DGRAM)
+        made.settimeout(_SYSLOG_WAIT_S)
+        try:
+            made.connect(self._path)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     def reopen(self) -> None:
-        """Connect again."""
-        syslog.closelog()
-        syslog.openlog(self._ident, syslog.LOG_PID, self._facility)
+        """Connect again at the next line."""
+        self.close()
 
     def close(self) -> None:
         """Disconnect."""
-        syslog.closelog()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def open_sinks(settings: LogSettings) -> list[Sink]:

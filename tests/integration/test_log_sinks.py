@@ -1,6 +1,8 @@
 """Where log lines go: real files, a real standard output, a real thread."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpooler.log import LogSettings
+from gpooler.log import Level, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
 from gpooler.logs.queued import QueuedLog, open_log
 from gpooler.logs.sinks import FileSink, Line, SyslogSink
@@ -36,6 +38,14 @@ class GateSink:
 
     def close(self) -> None:
         self.lines.append("-- closed")
+
+
+def listening(path: str) -> socket.socket:
+    """A syslog daemon, as far as it listens."""
+    daemon = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    daemon.bind(path)
+    daemon.settimeout(10)
+    return daemon
 
 
 @pytest.fixture
@@ -90,13 +100,55 @@ def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path, capfd: pytest.Capt
     assert "could not open" in capfd.readouterr().out
 
 
-def test_syslog_takes_any_text() -> None:
-    sink = SyslogSink("gpooler-test", "local7")
-    assert sink.write([("info", "50% \udc80 %s %n"), ("fatal", "x")]) == 0
-    sink.reopen()
+def test_syslog_takes_any_text(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    sink = SyslogSink("gpooler-test", "local7", path)
+    with listening(path) as daemon:
+        assert sink.write([("info", "50% \udc80 %s %n"), ("fatal", "x")]) == 0
+        head = rf"<190>\w{{3}} [ \d]\d \d\d:\d\d:\d\d gpooler-test\[{os.getpid()}\]: "
+        assert re.fullmatch(head + r"50% \\udc80 %s %n", daemon.recv(1000).decode())
+        assert re.fullmatch(head.replace("190", "186") + "x", daemon.recv(1000).decode())
     sink.close()
     with pytest.raises(KeyError):
         SyslogSink("gpooler-test", "mail2")
+
+
+@pytest.mark.parametrize(("level", "priority"), [("debug", 31), ("info", 30), ("error", 27), ("fatal", 26)])
+def test_the_level_is_the_priority_in_syslog(tmp_path: Path, level: Level, priority: int) -> None:
+    path = str(tmp_path / "log")
+    sink = SyslogSink("x", "daemon", path)
+    with listening(path) as daemon:
+        assert sink.write([(level, "text")]) == 0
+        assert daemon.recv(1000).startswith(f"<{priority}>".encode())
+    sink.close()
+
+
+def test_a_syslog_daemon_that_is_away_costs_lines_and_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    sink = SyslogSink("x", "user", str(path))
+    assert sink.write([("info", "one"), ("info", "two")]) == 2
+    for _ in range(2):
+        with listening(str(path)) as daemon:
+            assert sink.write([("info", "here")]) == 0
+            assert daemon.recv(1000).endswith(b": here")
+        path.unlink()
+    assert sink.write([("info", "gone")]) == 1
+    sink.close()
+
+
+def test_a_syslog_daemon_that_is_stuck_costs_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpooler.logs.sinks._SYSLOG_WAIT_S", 0.01)
+    path = str(tmp_path / "log")
+    sink = SyslogSink("x", "user", path)
+    with listening(path) as daemon:
+        sent = 0
+        while not sink.write([("info", str(sent))]):  # until its queue is full
+            sent += 1
+        for number in range(sent):
+            assert daemon.recv(1000).endswith(f": {number}".encode())
+        assert sink.write([("info", "again")]) == 0
+        assert daemon.recv(1000).endswith(b": again")
+    sink.close()
 
 
 def test_queued_lines_come_out_in_order_with_the_reopen_between(sink: GateSink) -> None:
@@ -151,7 +203,7 @@ def test_log_async_decides_which_log_is_opened(tmp_path: Path) -> None:
 def test_the_hub_runs_while_a_reader_of_stdout_is_stuck() -> None:
     program = textwrap.dedent("""
         from gpooler.logs.queued import open_log
-        from gpooler.log import LogSettings
+        from gpooler.log import Level, LogSettings
         import gevent.monkey; gevent.monkey.patch_all()
         import os, gevent
         os.set_blocking(1, False)
