@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from scripts.benchmark.contenders import PLAIN, Setting, Target
+from scripts.benchmark.contenders import PLAIN, POOL_SIZE, Setting, Target
 from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
+from scripts.benchmark.waits import WorkerWaits
 from tests.harness import PASSWORD, Postgres, RawClient, find_program
 
 Numbers = dict[str, float]
@@ -131,6 +132,17 @@ def two_workers(target: Target, effort: Effort) -> Numbers:
     return pgbench(target, effort, 16, "--select-only")
 
 
+def loaded(workers: int) -> Case:
+    """Twice as many clients as servers: what do workers lose that share a pool, and whose clients wait?"""
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        with WorkerWaits(target.worker_counters()) as waits:
+            numbers = pgbench(target, effort, 2 * POOL_SIZE, "--select-only")
+        return {**numbers, **waits.numbers()}
+
+    return Case(f"loaded-{workers}", run, Setting(workers=workers), frozenset({"direct", "pgbouncer"}))
+
+
 def churn(target: Target, effort: Effort) -> Numbers:
     """A connection for every transaction."""
     return pgbench(target, effort, 8, "--select-only", "--connect", sampled=1.0)
@@ -213,6 +225,8 @@ CASES: Final = (
     *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
     Case("tpcb-50", tpcb),
     Case("two-workers-16", two_workers, Setting(workers=2), frozenset({"direct", "pgbouncer"})),
+    loaded(1),
+    loaded(4),
     Case("churn-md5", churn, Setting(with_md5=True)),
     Case("login-md5", logins, Setting(with_md5=True)),
     Case("result-1mb", results),

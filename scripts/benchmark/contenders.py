@@ -13,6 +13,7 @@ from typing import Final
 import psycopg
 
 from gpooler.stats.registry import ProcessWord
+from gpooler.stats.shared import SharedCounters
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
 from tests.harness.tools import as_account, unprivileged_account
 
@@ -28,6 +29,7 @@ class Target:
     user: str
     pids: tuple[int, ...] = ()  # of the pooler; empty for a direct connection
     broker_messages: Callable[[], int | None] = lambda: None
+    worker_counters: Callable[[], list[SharedCounters]] = list  # of each worker; to be closed
 
     @property
     def dsn(self) -> str:
@@ -128,7 +130,7 @@ def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
             return pooler.process_count(ProcessWord.BROKER_SENT, ProcessWord.BROKER_RECEIVED)
 
         pids = tuple(process.pid for process in pooler.processes())
-        yield Target(pooler.port, setting.user, pids, broker_messages)
+        yield Target(pooler.port, setting.user, pids, broker_messages, pooler.worker_counters)
 
 
 def answers(target: Target) -> bool:

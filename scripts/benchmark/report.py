@@ -9,7 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+Measured = dict[tuple[str, str], dict[str, dict[int, float]]]
 Record = dict[str, Any]  # run, round, case, contender, and numbers (or failed)
+# cases whose figure is to be seen beside another case of the same contender
+BESIDE: Final = {("loaded-4", "tps"): "loaded-1"}
 ORDER: Final = ("direct", "pgbouncer", "gpooler")
 COST: Final = ("cpu_us_per_tx", "cpu_us_per_login", "cpu_us_per_mb", "bytes_per_client")  # drawn, first found
 UNITS: Final = {
@@ -26,9 +29,9 @@ def read(path: Path) -> list[Record]:
     return [record for record in records if record["run"] == records[-1]["run"]]
 
 
-def collect(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+def collect(records: Iterable[Record]) -> Measured:
     """(case, metric) -> contender -> round -> value, in the order measured; NaN left out."""
-    table: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    table: Measured = defaultdict(lambda: defaultdict(dict))
     for record in records:
         for metric, value in record.get("numbers", {}).items():
             if value is not None and not math.isnan(value):
@@ -47,14 +50,23 @@ def table(records: list[Record]) -> str:
     lines = [
         f"{'case':<20} {'metric':<27}" + "".join(f"{name:>12}" for name in ORDER) + "   gpooler/pgbouncer"
     ]
-    for (case, metric), values in collect(records).items():
+    measured = collect(records)
+    for (case, metric), values in measured.items():
         cells = "".join(f"{_number(values.get(name)):>12}" for name in ORDER)
         found = ratios(values)
         spread = f"   {median(found):.2f}  ({min(found):.2f}-{max(found):.2f})" if found else ""
-        lines.append(f"{case:<20} {metric:<27}{cells}{spread}")
+        lines.append(f"{case:<20} {metric:<27}{cells}{spread}{_beside(measured, case, metric)}")
     failures = {(r["case"], r["contender"], r["failed"]) for r in records if "failed" in r}
     lines += [f"{case}: {name} could not: {text}" for case, name, text in sorted(failures)]
     return "\n".join(lines)
+
+
+def _beside(measured: Measured, case: str, metric: str) -> str:
+    """Our figure divided by that of the case it is compared with, by rounds."""
+    other = BESIDE.get((case, metric), "")
+    ours, theirs = (measured.get((name, metric), {}).get("gpooler", {}) for name in (case, other))
+    found = [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+    return f"   {median(found):.2f} of {other}  ({min(found):.2f}-{max(found):.2f})" if found else ""
 
 
 def _number(values: dict[int, float] | None) -> str:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -248,6 +248,16 @@ class Gpooler:
             lambda counters: sum(counters.route(route, word) for route in counters.used_routes())
         )
 
+    def worker_counters(self) -> list[SharedCounters]:
+        """The counters of each worker that accepts, mapped here; the caller closes them."""
+        found = []
+        for counters in self._counters():
+            if counters.process(ProcessWord.LISTENING):
+                found.append(counters)
+            else:
+                counters.close()
+        return found
+
     # log and leaks
 
     def log(self) -> str:
@@ -276,9 +286,9 @@ class Gpooler:
 
     # inside
 
-    def _sum(self, read: Callable[[SharedCounters], int]) -> int:
-        """Add up what ``read`` finds in each of the master's counters, seen through its descriptors."""
-        total, seen = 0, set()
+    def _counters(self) -> Iterator[SharedCounters]:
+        """The master's counters that are not folded, seen through its descriptors; the caller closes them."""
+        seen = set()
         for link in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
                 if not os.readlink(link).startswith("/memfd:gpooler-counters"):
@@ -286,12 +296,20 @@ class Gpooler:
                 fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue  # a child was buried meanwhile
-            with closing(SharedCounters.attach(fd)) as counters:
-                if os.fstat(fd).st_ino in seen:
-                    continue
-                seen.add(os.fstat(fd).st_ino)
-                if not counters.process(ProcessWord.FOLDED):
-                    total += read(counters)
+            counters = SharedCounters.attach(fd)
+            inode = os.fstat(fd).st_ino
+            if inode in seen or counters.process(ProcessWord.FOLDED):
+                counters.close()
+            else:
+                yield counters
+            seen.add(inode)
+
+    def _sum(self, read: Callable[[SharedCounters], int]) -> int:
+        """Add up what ``read`` finds in each of the master's counters."""
+        total = 0
+        for counters in self._counters():
+            with closing(counters):
+                total += read(counters)
         return total
 
     def _answers(self) -> bool:

@@ -36,3 +36,12 @@ def test_the_chart_is_an_svg_with_a_bar_a_case() -> None:
     root = ElementTree.fromstring(report.chart(RECORDS))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "0.90" in [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_case_is_set_beside_the_one_it_is_compared_with() -> None:
+    records: list[report.Record] = [
+        {"run": "r", "round": number, "case": case, "contender": "gpooler", "numbers": {"tps": value}}
+        for number in range(2)
+        for case, value in (("loaded-1", 1000.0), ("loaded-4", 900.0 + 100 * number))
+    ]
+    assert "0.95 of loaded-1  (0.90-1.00)" in report.table(records)
