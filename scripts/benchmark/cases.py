@@ -18,6 +18,9 @@ from tests.harness import PASSWORD, Postgres, RawClient, find_program
 Numbers = dict[str, float]
 CLIENTS_PER_ADDRESS: Final = 5_000  # a source address has some 28,000 ports
 RESULT_MB: Final = 1
+LOADED_WORKERS: Final = 4
+LOADED_CLIENTS: Final = LOADED_WORKERS * 2 * POOL_SIZE
+OTHERS: Final = frozenset({"direct", "pgbouncer"})
 
 
 class Unmeasured(Exception):
@@ -133,14 +136,24 @@ def two_workers(target: Target, effort: Effort) -> Numbers:
 
 
 def loaded(workers: int) -> Case:
-    """Twice as many clients as servers: what do workers lose that share a pool, and whose clients wait?"""
+    """Every one of four workers has twice as many clients as servers; or one worker has them all."""
 
     def run(target: Target, effort: Effort) -> Numbers:
         with WorkerWaits(target.worker_counters()) as waits:
-            numbers = pgbench(target, effort, 2 * POOL_SIZE, "--select-only")
+            numbers = pgbench(target, effort, LOADED_CLIENTS, "--select-only")
         return {**numbers, **waits.numbers()}
 
-    return Case(f"loaded-{workers}", run, Setting(workers=workers), frozenset({"direct", "pgbouncer"}))
+    return Case(f"loaded-{workers}", run, Setting(workers=workers), OTHERS)
+
+
+def fair(target: Target, effort: Effort) -> Numbers:
+    """The same on servers whose work takes no CPU, so that waits are the pooler's doing."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write("SELECT pg_sleep(0.005);\n")
+        script.flush()
+        with WorkerWaits(target.worker_counters()) as waits:
+            pgbench(target, effort, LOADED_CLIENTS, f"--file={script.name}")
+    return waits.numbers()
 
 
 def churn(target: Target, effort: Effort) -> Numbers:
@@ -224,9 +237,10 @@ def idle(count: int) -> Case:
 CASES: Final = (
     *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
     Case("tpcb-50", tpcb),
-    Case("two-workers-16", two_workers, Setting(workers=2), frozenset({"direct", "pgbouncer"})),
+    Case("two-workers-16", two_workers, Setting(workers=2), OTHERS),
     loaded(1),
-    loaded(4),
+    loaded(LOADED_WORKERS),
+    Case("fair-4", fair, Setting(workers=LOADED_WORKERS), OTHERS),
     Case("churn-md5", churn, Setting(with_md5=True)),
     Case("login-md5", logins, Setting(with_md5=True)),
     Case("result-1mb", results),
