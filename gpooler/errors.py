@@ -183,7 +183,8 @@ class PoolTimeout(TooManyConnections):
     def __init__(self, timeout_ms: int, pool_size: int, queue_length: int, *, cause: str = "") -> None:
         """``queue_length`` counts the clients of the route that wait, this one included."""
         super().__init__(
-            f"no server was free within {timeout_ms} ms: pool size {pool_size}, queue length {queue_length}",
+            f"no server was free within {timeout_ms} ms: "
+            f"pool size {pool_size or 'unlimited'}, queue length {queue_length}",
             hint='The servers of this pool are busy; see "pool_size" and "pool_timeout".',
             cause=cause,
         )

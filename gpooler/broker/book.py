@@ -12,6 +12,7 @@ from gpooler.broker.slots import Cap, Holding, LedgerError, Route, RouteKey, Slo
 class RuleLimits:
     """What the configuration says about the routes of one rule."""
 
+    storage: str
     pool_size: int  # 0: no limit
     min_pool_size: int
     shared_pool: str | None
@@ -43,9 +44,13 @@ class Book:
     """All routes, all slots, all workers."""
 
     def __init__(
-        self, rules: Mapping[str, RuleLimits], shared_pools: Mapping[str, int], max_routes: int
+        self,
+        rules: Mapping[str, RuleLimits],
+        shared_pools: Mapping[str, int],
+        storages: Mapping[str, int],
+        max_routes: int,
     ) -> None:
-        """``shared_pools``: sizes by name. Route ids are 0 to ``max_routes`` - 1."""
+        """``shared_pools``: sizes by name; ``storages``: logins at once. Ids are 0 to ``max_routes`` - 1."""
         self.rules = rules
         self.max_routes = max_routes
         self.members: dict[WorkerId, Member] = {}
@@ -58,6 +63,7 @@ class Book:
         self.is_serving = False  # every living worker has been attached
         self.opens_from_us = 0
         self._shared = {name: Cap(f"shared_pool {name}", size) for name, size in shared_pools.items()}
+        self._logins = {name: Cap(f"logins at storage {name}", size) for name, size in storages.items()}
         self._acts: list[Act] = []
 
     @property
@@ -93,16 +99,18 @@ class Book:
         """A route with this id."""
         limits = self.rules.get(key.rule)
         if limits is None:  # reported to a broker with a newer configuration: nothing more is granted
-            limits = RuleLimits(0, 0, None, 0, None)
+            limits = RuleLimits("", 0, 0, None, 0, None)
             caps = [Cap(f"route {route_id}", 0)]
+            logins = Cap(f"logins of route {route_id}", 0)
         else:
             caps = [Cap(f"route {route_id}", limits.pool_size or None)]
+            logins = self._logins[limits.storage]
         minimum = limits.min_pool_size
         if limits.shared_pool is not None:
             caps.append(self._shared[limits.shared_pool])
             minimum = 0
-        route = Route(route_id, key, tuple(caps), minimum, limits.reset_timeout_ms * 1000)
-        for cap in caps:
+        route = Route(route_id, key, tuple(caps), logins, minimum, limits.reset_timeout_ms * 1000)
+        for cap in (*caps, logins):
             cap.routes[route_id] = route
         self.routes[route_id] = self.by_key[key] = route
         return route

@@ -63,10 +63,14 @@ class Ledger:
     """All routes, all slots, all workers."""
 
     def __init__(
-        self, rules: Mapping[str, RuleLimits], shared_pools: Mapping[str, int], max_routes: int
+        self,
+        rules: Mapping[str, RuleLimits],
+        shared_pools: Mapping[str, int],
+        storages: Mapping[str, int],
+        max_routes: int,
     ) -> None:
-        """``shared_pools``: sizes by name. Route ids are 0 to ``max_routes`` - 1."""
-        self._book = Book(rules, shared_pools, max_routes)
+        """``shared_pools``: sizes by name; ``storages``: logins at once. Ids are 0 to ``max_routes`` - 1."""
+        self._book = Book(rules, shared_pools, storages, max_routes)
         self._sharing = Sharing(self._book)
         self._pending: dict[tuple[WorkerId, int], OpenRoute] = {}  # until every worker has reported
         self._must_settle = False
@@ -336,6 +340,7 @@ class Ledger:
         slot.arrives_us = now_us + ARRIVAL_US  # its client is counted as waiting until the relay has it
         slot.route.move(slot, SlotState.LEASED)
         self._sharing.keep_minimum(slot.route)
+        self._sharing.login_over(now_us, slot.route)
 
     def _on_open_failed(self, now_us: int, sender: Member, message: OpenFailed) -> None:
         slot = self._slot(sender, message, (SlotState.OPENING,))
@@ -363,6 +368,8 @@ class Ledger:
             if was_leased:
                 slot.holder.leave(is_returned=False)
                 self._sharing.keep_minimum(slot.route)
+            else:
+                self._sharing.login_over(now_us, slot.route)
 
     def _on_closed(self, now_us: int, sender: Member, message: Closed) -> None:
         slot = self._slot(sender, message, (SlotState.OPENING, SlotState.LEASED, SlotState.LEAVING))

@@ -28,6 +28,7 @@ class Sharing:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._recall_id = 0
+        self._below: dict[int, Route] = {}  # due one server of min_pool_size, and no login was allowed yet
 
     def free(self, now_us: int, slot: Slot) -> None:
         """The slot's PostgreSQL process is gone, or there never was one: another may have its place."""
@@ -40,6 +41,13 @@ class Sharing:
         """Slots left a worker or became free."""
         self.keep_minimum(route)
         self.fill(now_us, [route])
+        self.login_over(now_us, route)
+
+    def login_over(self, now_us: int, route: Route) -> None:
+        """A login at the storage of ``route`` may have come to its end: others wait for their turn."""
+        if route.logins.has_room:
+            self.fill(now_us, [one for one in self._book.hungry.values() if one.logins is route.logins])
+            self._fill_below(now_us)
 
     def pass_on(self, now_us: int, slot: Slot, giver: Holding, state: ServerState) -> None:
         """A returned server goes to another worker, or to its end."""
@@ -83,7 +91,7 @@ class Sharing:
             choice = [
                 (not_first, self._urgency(route, holding), route, holding)
                 for route in candidates.values()
-                if route.has_room
+                if route.may_open
                 for not_first in (route.have > 0,)
                 for holding in route.hungry.values()
                 if holding.unmet
@@ -143,18 +151,29 @@ class Sharing:
                     self._send_recall(now_us, route, holding, count, is_eviction=True)
 
     def fill_minimum(self, now_us: int) -> None:
-        """One server for each route below its min_pool_size, in the worker that has fewest of it."""
-        if not self._book.can_open(now_us):
+        """One server for each route below its min_pool_size."""
+        self._below = {
+            route.route_id: route
+            for route in self._book.routes.values()
+            if route.have < route.min_pool_size and route.paused_until_us <= now_us
+        }
+        self._fill_below(now_us)
+
+    def _fill_below(self, now_us: int) -> None:
+        """For the routes that are due one: in the worker that has fewest servers of it."""
+        if not self._below or not self._book.can_open(now_us):
             return
         workers = [member.worker for member in self._book.members.values() if member.is_guest]
-        for route in self._book.routes.values():
-            if route.have >= route.min_pool_size or route.paused_until_us > now_us or not route.has_room:
+        for route in list(self._below.values()):
+            if not route.may_open or not workers:
+                continue
+            del self._below[route.route_id]
+            if route.have >= route.min_pool_size:
                 continue
             have = {worker: holding.have for worker, holding in route.holdings.items()}
-            worker = min(workers, key=lambda worker: (have.get(worker, 0), worker), default=None)
-            if worker is not None:
-                holding = route.holdings.get(worker) or self._book.introduce(route, worker, 0)
-                self._grant_open(now_us, route, holding)
+            worker = min(workers, key=lambda worker: (have.get(worker, 0), worker))
+            holding = route.holdings.get(worker) or self._book.introduce(route, worker, 0)
+            self._grant_open(now_us, route, holding)
 
     def keep_minimum(self, route: Route) -> None:
         """Tell the workers how many servers they keep, where that changed."""

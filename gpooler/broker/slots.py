@@ -56,7 +56,7 @@ class LedgerError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Cap:
-    """A limit on slots over one or more routes."""
+    """A limit on slots over one or more routes: on all that are not free, or on those being opened."""
 
     name: str
     size: int | None  # None: no limit
@@ -187,6 +187,7 @@ class Route:
     route_id: int
     key: RouteKey
     caps: tuple[Cap, ...]
+    logins: Cap  # of its storage; counts the slots being opened
     min_pool_size: int
     reset_timeout_us: int
     slots: dict[int, Slot] = field(default_factory=dict)  # all that are not free
@@ -206,9 +207,9 @@ class Route:
         return sum(holding.have for holding in self.holdings.values())
 
     @property
-    def has_room(self) -> bool:
-        """Whether every cap allows one slot more."""
-        return all(cap.has_room for cap in self.caps)
+    def may_open(self) -> bool:
+        """Whether every cap allows one slot more, and the storage one more login."""
+        return self.logins.has_room and all(cap.has_room for cap in self.caps)
 
     def starves(self, now_us: int) -> bool:
         """Whether clients wait, it has nothing at all and might open something."""
@@ -238,6 +239,11 @@ class Route:
                 raise LedgerError(f"{cap.name} does not count what route {self.route_id} has")
             if not cap.is_kept:
                 raise LedgerError(f"{cap.name}: {len(cap.slots)} slots granted of {cap.size}")
+        opening = {slot.name for slot in self.slots.values() if slot.state is SlotState.OPENING}
+        if opening != {name for name in self.logins.slots if name.route_id == self.route_id}:
+            raise LedgerError(f"{self.logins.name} does not count what route {self.route_id} opens")
+        if not self.logins.is_kept:
+            raise LedgerError(f"{self.logins.name}: {len(self.logins.slots)} granted of {self.logins.size}")
 
     def home(self, slot: Slot) -> dict[int, Slot]:
         """The list in which the slot is, by its state. Raises LedgerError for a free one."""
@@ -258,14 +264,17 @@ class Route:
         self.slots[slot.number] = slot
         for cap in self.caps:
             cap.slots[slot.name] = slot
-            if is_report:
-                cap.ceiling = max(cap.ceiling, len(cap.slots))
         self._enter(slot, state, holder)
+        if is_report:
+            for cap in (*self.caps, self.logins):
+                cap.ceiling = max(cap.ceiling, len(cap.slots))
         return slot
 
     def move(self, slot: Slot, state: SlotState, holder: Holding | None = None) -> None:
         """Change state and list. ``holder`` stays unless the slot changes hands. Raises LedgerError."""
         del self.home(slot)[slot.number]
+        if slot.state is SlotState.OPENING:
+            _take_out(self.logins, slot)
         if slot.state is SlotState.RETURNED or state in (SlotState.RETURNED, SlotState.BURIED):
             slot.holder = None
         self._enter(slot, state, holder or slot.holder)
@@ -276,8 +285,7 @@ class Route:
         del self.slots[slot.number]
         heapq.heappush(self._free, slot.number)
         for cap in self.caps:
-            del cap.slots[slot.name]
-            cap.ceiling = min(cap.ceiling, len(cap.slots))
+            _take_out(cap, slot)
 
     def _enter(self, slot: Slot, state: SlotState, holder: Holding | None) -> None:
         if state not in _MOVES[slot.state]:
@@ -286,6 +294,8 @@ class Route:
         slot.holder = holder
         if state is not SlotState.FREE:
             self.home(slot)[slot.number] = slot
+        if state is SlotState.OPENING:
+            self.logins.slots[slot.name] = slot
 
     def _lowest_free(self) -> int:
         while self._free:
@@ -295,3 +305,8 @@ class Route:
         while self._next in self.slots:
             self._next += 1
         return self._next
+
+
+def _take_out(cap: Cap, slot: Slot) -> None:
+    del cap.slots[slot.name]
+    cap.ceiling = min(cap.ceiling, len(cap.slots))

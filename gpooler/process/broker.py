@@ -57,8 +57,9 @@ def rule_limits(config: Config) -> dict[str, RuleLimits]:
     """What the ledger must know of the rules whose routes have servers, by name."""
     return {
         rule.name: RuleLimits(
+            storage=rule.storage,
             pool_size=rule.pool_size,
-            min_pool_size=rule.min_pool_size,
+            min_pool_size=rule.min_pool_size if _only_route(rule) else 0,
             shared_pool=rule.shared_pool,
             reset_timeout_ms=rule.pool_reset_timeout_ms,
             fixed=_only_route(rule),
@@ -70,9 +71,9 @@ def rule_limits(config: Config) -> dict[str, RuleLimits]:
 
 def _only_route(rule: Rule) -> tuple[str, str] | None:
     """Database and user on the server, where clients can bring no others."""
-    if rule.is_default_database or rule.is_default_user:
-        return None
-    return rule.storage_db or rule.database, rule.storage_user or rule.user
+    database = rule.storage_db or (None if rule.is_default_database else rule.database)
+    user = rule.storage_user or (None if rule.is_default_user else rule.user)
+    return None if database is None or user is None else (database, user)
 
 
 class Broker:
@@ -87,8 +88,9 @@ class Broker:
         self._incarnations: dict[int, int] = {}  # whose counters are attached, by worker number
         self._control = Channel(context.control, control.CODEC)
         shared_pools = {name: pool.pool_size for name, pool in config.shared_pool.items()}
+        storages = {name: storage.routing_limit(context.workers) for name, storage in config.storage.items()}
         self._service = BrokerService(
-            Ledger(rule_limits(config), shared_pools, MAX_ROUTES),
+            Ledger(rule_limits(config), shared_pools, storages, MAX_ROUTES),
             self._totals.workers,
             _cancel,
             self._complain,

@@ -18,7 +18,7 @@ from gpooler.process.channels import Channel
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
 
-RULES = {"r": RuleLimits(1, 0, None, 1000, None)}
+RULES = {"r": RuleLimits("p", 1, 0, None, 1000, None)}
 SETTINGS = LogSettings(format="%l %m")
 
 
@@ -57,7 +57,7 @@ class House:
 
     def new_service(self):
         service = BrokerService(
-            Ledger(RULES, {}, 10),
+            Ledger(RULES, {}, {"p": 9}, 10),
             self.counters,
             lambda endpoint, pid, secret, timeout_ms: self.cancels.append((endpoint, pid, secret)),
             lambda worker, text: self.complaints.append((worker, text)),

@@ -13,7 +13,7 @@ SECOND = 1_000 * MS
 
 
 def limits(pool_size, minimum=0, shared=None, fixed=None):
-    return RuleLimits(pool_size, minimum, shared, 1000, fixed)
+    return RuleLimits("p", pool_size, minimum, shared, 1000, fixed)
 
 
 def world_of(pool_size, loads, **settings):
@@ -200,7 +200,7 @@ def test_chaos_never_exceeds_a_cap_and_ends_in_service_for_everybody(seed):
         "a": limits(0, shared="s"),
         "b": limits(0, shared="s"),
     }
-    world = World(rules, {"s": dice.randint(1, 4)}, seed=seed, faults=faults)
+    world = World(rules, {"s": dice.randint(1, 4)}, seed=seed, faults=faults, logins=1 + seed % 4)
     keys = [(rule, "d", "u") for rule in rules]
     for _ in range(dice.randint(2, 4)):
         loads = {

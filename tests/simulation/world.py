@@ -78,8 +78,10 @@ class Faults:
 class World:
     """Time, and everything in it."""
 
-    def __init__(self, rules, shared_pools, *, seed=0, faults=None):
+    def __init__(self, rules, shared_pools, *, seed=0, faults=None, logins=1_000):
+        """``logins``: how many servers may be opened at once."""
         self.random = random.Random(seed)
+        self.logins = logins
         self.now = START_US
         self.rules, self.shared_pools = rules, shared_pools
         self.faults = faults or Faults()
@@ -237,7 +239,7 @@ class Broker:
     def __init__(self, world):
         self.world = world
         self.is_alive = True
-        self.ledger = Ledger(world.rules, world.shared_pools, 100)
+        self.ledger = Ledger(world.rules, world.shared_pools, {"p": world.logins}, 100)
         self.links = {}
         self.held = {}
         self.workers = {}

@@ -41,14 +41,14 @@ ROUTE = 0
 
 
 def limits(pool_size=2, minimum=0, shared=None, fixed=None):
-    return RuleLimits(pool_size, minimum, shared, 1500, fixed)
+    return RuleLimits("p", pool_size, minimum, shared, 1500, fixed)
 
 
 class Desk:
     """A ledger, its clock, and what it wants done."""
 
-    def __init__(self, rules=None, shared=None, workers=(A, B), is_first=True, max_routes=100):
-        self.ledger = Ledger(rules or {"r": limits()}, shared or {}, max_routes)
+    def __init__(self, rules=None, shared=None, workers=(A, B), is_first=True, max_routes=100, logins=9):
+        self.ledger = Ledger(rules or {"r": limits()}, shared or {}, {"p": logins, "q": logins}, max_routes)
         self.now = 10 * REST_US
         self.demand = {}
         for worker in workers:
@@ -328,7 +328,7 @@ def test_a_dead_worker_is_not_spoken_to(desk):
 def rebuilt():
     """A second broker; A and B have a history."""
     desk = Desk(workers=())
-    desk.ledger = Ledger({"r": limits(3)}, {}, 100)
+    desk.ledger = Ledger({"r": limits(3)}, {}, {"p": 9}, 100)
     desk.ledger.attach(A, True)
     desk.ledger.attach(B, True)
     desk.ledger.serve(desk.now, is_first=False)
@@ -373,7 +373,7 @@ def test_a_dead_worker_is_not_waited_for():
 
 def test_servers_above_the_cap_are_reported_kept_and_shed():
     desk = Desk(workers=())
-    desk.ledger = Ledger({"r": limits(1)}, {}, 100)
+    desk.ledger = Ledger({"r": limits(1)}, {}, {"p": 9}, 100)
     desk.ledger.attach(A, True)
     desk.ledger.serve(desk.now, is_first=False)
     report(desk, A, (1, 70), (2, 71), (3, 72))
@@ -386,7 +386,7 @@ def test_servers_above_the_cap_are_reported_kept_and_shed():
 
 def test_a_route_whose_rule_is_gone_gets_nothing_more():
     desk = Desk(workers=())
-    desk.ledger = Ledger({}, {}, 100)
+    desk.ledger = Ledger({}, {}, {}, 100)
     desk.ledger.attach(A, True)
     desk.ledger.serve(desk.now, is_first=False)
     report(desk, A, (1, 70))
@@ -423,6 +423,85 @@ def test_a_report_that_cannot_be_is_a_reason_to_complain(message):
 def test_nonsense_is_a_reason_to_complain(desk, message):
     (act,) = desk.say(A, message)
     assert isinstance(act, Complain)
+
+
+# --- server_max_routing -----------------------------------------------------------------------------
+
+
+def opened(desk, worker, grant):
+    """Tell of a login that succeeded; returns the acts."""
+    at = (grant.route_id, grant.slot, grant.generation)
+    desk.say(worker, Connected(*at, "/s"))
+    return desk.say(worker, Opened(*at, STATE))
+
+
+def test_logins_at_a_storage_are_limited_over_all_workers_and_routes():
+    desk = Desk({"r": limits(9), "other": limits(9)}, logins=2)
+    desk.open_routes(A, B)
+    desk.open_routes(A, B, rule="other")
+    first, second = sent(desk.say(A, Want(ROUTE, 3)), GrantOpen)
+    assert sent(desk.say(B, Want(1, 3)), GrantOpen) == []
+    # the other route has nothing yet: its turn
+    acts = opened(desk, A, first)
+    assert [(act.worker, act.message.route_id) for act in acts if isinstance(act, Send)] == [(B, 1)]
+    failed = OpenFailed(ROUTE, second.slot, second.generation, 1000)
+    assert targets(desk.say(A, failed), GrantOpen) == [B]
+
+
+@pytest.mark.parametrize("end", ["closing", "declined", "dead"])
+def test_a_login_that_ends_in_any_way_lets_the_next_begin(end):
+    desk = Desk({"r": limits(9), "other": limits(9)}, logins=1)
+    desk.open_routes(A)
+    desk.open_routes(B, rule="other")
+    (grant,) = sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)
+    at = (ROUTE, grant.slot, grant.generation)
+    assert sent(desk.say(B, Want(1, 1)), GrantOpen) == []
+    desk.say(A, Want(ROUTE, 0))
+    if end == "closing":
+        desk.say(A, Connected(*at, "/s"))
+        acts = desk.say(A, Closing(*at))
+    elif end == "declined":
+        acts = desk.say(A, Declined(*at))
+    else:
+        acts = desk.ledger.worker_gone(desk.now, A)
+        desk.ledger.check()
+    assert targets(acts, GrantOpen) == [B]
+
+
+def test_storages_do_not_wait_for_each_other():
+    rules = {"r": limits(9), "far": RuleLimits("q", 9, 0, None, 1500, None)}
+    desk = Desk(rules, logins=1)
+    desk.open_routes(A)
+    desk.open_routes(A, rule="far")
+    assert len(sent(desk.say(A, Want(ROUTE, 3)), GrantOpen)) == 1
+    assert len(sent(desk.say(A, Want(1, 3)), GrantOpen)) == 1
+
+
+def test_reported_logins_above_the_limit_are_counted_until_they_end():
+    desk = Desk({"r": limits(9)}, logins=1)
+    desk.ledger = Ledger({"r": limits(9)}, {}, {"p": 1}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.serve(desk.now, False)
+    desk.say(A, ReportRoute(ROUTE, "r", "d", "u"))
+    for slot in (1, 2):
+        desk.say(A, ReportSlot(ROUTE, slot, slot))
+    desk.say(A, ReportEnd())
+    desk.now += SETTLE_US
+    desk.say(A, Want(ROUTE, 5))
+    assert sent(desk.say(A, Declined(ROUTE, 1, 1)), GrantOpen) == []
+    assert len(sent(desk.say(A, Declined(ROUTE, 2, 2)), GrantOpen)) == 1
+
+
+def test_min_pool_size_of_many_routes_is_filled_as_logins_end():
+    rules = {name: limits(5, 1, fixed=("d", name)) for name in ("r", "s", "t")}
+    desk = Desk(rules, workers=(A,), logins=1)
+    seen = []
+    acts = desk.tick(REST_US)
+    while grants := sent(acts, GrantOpen):
+        (grant,) = grants
+        seen.append(grant.route_id)
+        acts = opened(desk, A, grant)
+    assert seen == [0, 1, 2]
 
 
 # --- min_pool_size and caps --------------------------------------------------------------------------
