@@ -1,6 +1,6 @@
 """Cancel requests: found in this worker or another, delivered to the server, exactly once.
 
-A key with bit 30 of the process id set names the worker that owns the client (``relay/engine.pyx:
+A key with bit 30 of the process id set names the worker that owns the client (``relay/relay.pyx:
 reserve_pid``); other ids are those of PostgreSQL processes that session pools hand out, and every worker is
 asked. The requester's connection stays open until the request is over, as PostgreSQL does.
 """
@@ -20,7 +20,7 @@ from gpooler.faults import fault_point
 from gpooler.log import Logger
 from gpooler.net.resolve import Address
 from gpooler.process.channels import Channel, ChannelClosed
-from gpooler.relay.engine import Relay
+from gpooler.relay.relay import Relay
 from gpooler.server.cancel import send_cancel
 
 SYNTHETIC_PID: Final = 1 << 30

@@ -12,7 +12,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.entrance import Entrance, Guest
 from gpooler.client.login import Attempt, Login, SetUp
 from gpooler.clock import monotonic_us
-from gpooler.config.model import Config
+from gpooler.config.model import Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     GpoolerError,
@@ -29,7 +29,7 @@ from gpooler.errors import (
 from gpooler.log import LogContext, Logger, client_id
 from gpooler.net.listen import Listener
 from gpooler.reasons import Reason
-from gpooler.relay.engine import Relay
+from gpooler.relay.relay import Relay
 from gpooler.relay.events import ClientEvent
 from gpooler.routing.route import Route
 from gpooler.stats.registry import ProcessWord
@@ -235,8 +235,8 @@ class Clients:
         assert isinstance(note, bytes)
         match reason:
             case Reason.CLIENT_POOL_TIMEOUT:
-                length = int.from_bytes(note, "little")
-                error = PoolTimeout(route.rule.pool_timeout, route.rule.pool_size, length)
+                length = int.from_bytes(note, "little") + self._admission.waiting_elsewhere(route.route_id)
+                error = PoolTimeout(route.rule.pool_timeout, self._pool_size(route.rule), length)
                 if route.failure is not None:
                     error.cause = f"last server login failed: {route.failure.log_text()}"
                 return error
@@ -257,6 +257,14 @@ class Clients:
             case Reason.SHUTDOWN:
                 return AdminShutdown()
         return InternalError(cause=f"connection ended: {reason.label}")
+
+    def _pool_size(self, rule: Rule) -> int:
+        """Of the rule, or of the pool it shares; 0 is no limit."""
+        return (
+            rule.pool_size
+            if rule.shared_pool is None
+            else self._config.shared_pool[rule.shared_pool].pool_size
+        )
 
     def _on_closed(self, handle: int) -> None:
         record = self._relay.client(handle)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from gpooler.relay.engine import ParameterSet
+from gpooler.relay.params import ParameterSet
 from gpooler.routing.route import Route
 from gpooler.server.servers import READ_ONLY
 from gpooler.wire import messages

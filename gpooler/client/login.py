@@ -43,7 +43,7 @@ from gpooler.errors import (
 )
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
-from gpooler.relay.engine import Relay
+from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
 from gpooler.server.servers import READ_ONLY

@@ -26,7 +26,7 @@ from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
 from gpooler.process.heartbeat import BEAT_INTERVAL_S
-from gpooler.relay.engine import Relay
+from gpooler.relay.relay import Relay
 from gpooler.relay.events import RouteEvent
 from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
 from gpooler.server.servers import Servers

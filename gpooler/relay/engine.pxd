@@ -1,6 +1,6 @@
 """The data plane: one thread without the GIL that owns every running client and server.
 
-Read this file as the design; ``engine.pyx`` is its code.
+Read this file as the design; ``engine.pyx`` and the files that it includes are its code.
 
 Ownership. Python takes a record from a slab, fills it and posts an ADOPT command; from then on the
 relay thread alone writes it, until it raises EVENT_CLOSED (clients, servers) or EVENT_RELEASED
@@ -14,8 +14,9 @@ shared memory are the lengths of these lists.
              any ──► leaving (flush a last message, then wait for its FIN) ──► closed
     server   parked ◄─► active ──► resetting ──► parked | released | closing ──► closed
 
-Edges. Sockets are registered once, edge-triggered; EPOLLOUT is asked for only while something is queued. An edge that cannot be
-used now leaves IS_READABLE set; whoever removes the obstacle puts the connection on the ready list.
+Edges. Sockets are registered once, edge-triggered; EPOLLOUT is asked for only while something is
+queued. An edge that cannot be used now leaves IS_READABLE set; whoever removes the obstacle puts the
+connection on the ready list.
 
 Texts. The relay writes no sentence: it raises EVENT_TEXT_WANTED with a reason and Python injects the
 error. What the relay says by itself: ReadyForQuery for a lone Sync, ParameterStatus as a probe.
@@ -28,14 +29,23 @@ from gpooler.relay.params cimport ParamSet
 from gpooler.relay.scanner cimport Scan
 from gpooler.relay.frame cimport Frame
 from gpooler.relay.session cimport Session
+from gpooler.relay.system cimport pthread_mutex_t
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+cdef enum:
+    MAX_EVENTS = 256
+    SLAB = 256                      # records allocated at once
+    SWEEP_US = 1000000
+    LEAVE_US = 1000000              # a client that got its last bytes has this long to close
+    STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
+    ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
+    QUIET_US = 2000                 # the end of a client may reach the hub this much later
+    TEXT_RING = 1048576             # bytes of query texts on their way to the log
+    TEXT_MAX = 8192                 # of one query text
+    WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index
+    WORKER_MASK = 0xff
+    SYNTHETIC_PID = 1 << 30
+    INDEX_MASK = (1 << 22) - 1
 
 
 cdef struct Conn
@@ -253,7 +263,7 @@ cdef enum CommandKind:
     COMMAND_DROP_IDLE = 9
     COMMAND_KILL = 10
     COMMAND_ROUTE = 11          # a new route enters the relay's list
-    COMMAND_CONNECT_FAILED = 12 # those who wait on the route get the error
+    COMMAND_CONNECT_FAILED = 12     # those who wait on the route get the error
 
 
 cdef struct Command:
@@ -314,3 +324,9 @@ cdef struct Engine:
     unsigned char* texts
     uint64_t texts_written
     uint64_t texts_read
+
+
+cdef Engine* engine_new(uint64_t* process_words) noexcept
+cdef void engine_run(Engine* e) noexcept nogil
+cdef bint conn_add(Engine* e, Conn* conn) noexcept nogil
+cdef uint64_t clock_us() noexcept nogil

@@ -60,3 +60,7 @@ cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* out, int c
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil
 # How many parameters and sets are interned.
 cdef void params_counts(uint32_t* params, uint32_t* sets) noexcept nogil
+
+
+cdef class ParameterSet:
+    cdef ParamSet* _set

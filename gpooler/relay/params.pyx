@@ -1,6 +1,7 @@
 """Session parameters as interned, immutable sets; the design is in the .pxd."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strlen
 
@@ -492,3 +493,81 @@ cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, in
         return 0
     _byte(&out, 0)
     return -1 if out.size > capacity else out.size
+
+
+cdef class ParameterSet:
+    """Session parameters, interned and immutable. Equal content is the same object underneath."""
+
+    def __cinit__(self):
+        params_global_init()
+        self._set = NULL
+
+    def __dealloc__(self):
+        params_release(self._set)
+
+    @staticmethod
+    def of(parameters, bint is_reported, read_only=frozenset()):
+        """A set from a mapping of names to values (bytes to bytes).
+
+        ``is_reported``: they came by ParameterStatus; names in ``read_only`` are never deployed.
+        Raises ValueError when there are too many.
+        """
+        cdef ParameterSet self = ParameterSet()
+        cdef ParamSet* s = params_empty()
+        cdef ParamSet* t
+        cdef bytes name, value
+        cdef uint8_t flags
+        for name, value in parameters.items():
+            flags = PARAM_REPORTED if is_reported else 0
+            if name in read_only:
+                flags |= PARAM_READ_ONLY
+            t = params_with(s, <const unsigned char*> PyBytes_AS_STRING(name), <uint32_t> len(name),
+                            <const unsigned char*> PyBytes_AS_STRING(value), <uint32_t> len(value), flags)
+            params_release(s)
+            if t == NULL:
+                raise ValueError("too many parameters")
+            s = t
+        self._set = s
+        return self
+
+    def merged(self, ParameterSet over not None):
+        """This set with the values of ``over`` on top; read-only names keep theirs."""
+        cdef ParameterSet result = ParameterSet()
+        result._set = params_merge(self._set, over._set)
+        if result._set == NULL:
+            raise ValueError("too many parameters")
+        return result
+
+    def items(self, bint is_reported=False):
+        """Pairs of name and value as bytes, sorted by name; with ``is_reported`` only the reported."""
+        cdef uint32_t i
+        cdef list result = []
+        for i in range(self._set.count):
+            if is_reported and not self._set.items[i].flags & PARAM_REPORTED:
+                continue
+            result.append((
+                (<char*> self._set.items[i].text)[:self._set.items[i].name_size],
+                (<char*> self._set.items[i].text + self._set.items[i].name_size + 1)
+                [:self._set.items[i].value_size],
+            ))
+        return result
+
+    def deploy(self, ParameterSet wants not None):
+        """The SQL that turns a server with this set into one with ``wants``; empty if nothing differs."""
+        cdef unsigned char* out = <unsigned char*> malloc(MAX_DEPLOY)
+        cdef int size
+        if out == NULL:
+            raise MemoryError
+        try:
+            size = params_deploy(self._set, wants._set, out, MAX_DEPLOY)
+            if size < 0:
+                raise ValueError("the difference is too large")
+            return (<char*> out)[:size - 1] if size else b""
+        finally:
+            free(out)
+
+    def __eq__(self, other):
+        return isinstance(other, ParameterSet) and self._set == (<ParameterSet> other)._set
+
+    def __hash__(self):
+        return hash(<uintptr_t> self._set)

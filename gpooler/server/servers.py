@@ -9,7 +9,6 @@ from typing import Final, Protocol
 
 import gevent
 import gevent.socket
-from gevent.lock import BoundedSemaphore
 
 from gpooler.auth.secrets import Secret
 from gpooler.broker import messages
@@ -21,7 +20,8 @@ from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, server_id
 from gpooler.net.resolve import Address, Resolver
 from gpooler.reasons import Reason
-from gpooler.relay.engine import ParameterSet, Relay
+from gpooler.relay.params import ParameterSet
+from gpooler.relay.relay import Relay
 from gpooler.relay.events import ServerEvent
 from gpooler.routing.route import Route
 from gpooler.server.login import OpenServer, open_server
@@ -79,10 +79,13 @@ class Servers:
         counters: SharedCounters,
         resolver: Resolver,
         logger: Logger,
-        workers: int,
         cancel: Callable[[int], None],
+        count_servers: Callable[[int], int],
     ) -> None:
-        """``cancel`` delivers a cancel request to the server of a handle and then ends it in the relay."""
+        """``cancel`` delivers a cancel request to the server of a handle and then ends it in the relay.
+
+        ``count_servers``: the servers of a route id that live, over all workers.
+        """
         self._limits = config.limits
         self._is_session_logged = config.logging.log_session
         self._relay = relay
@@ -90,11 +93,8 @@ class Servers:
         self._resolver = resolver
         self._logger = logger
         self._cancel = cancel
+        self._count_servers = count_servers
         self._secrets = {rule.name: self._secret(rule) for rule in config.rules}
-        self._gates = {
-            name: BoundedSemaphore(max(1, storage.routing_limit(workers) // workers))
-            for name, storage in config.storage.items()
-        }
         self.broker: Broker | None = None
         self.routes: dict[int, Route] = {}
         self.leases: dict[int, Lease] = {}  # by relay handle
@@ -172,14 +172,13 @@ class Servers:
             fault_point("server_connected")
 
         try:
-            with self._gates[route.rule.storage]:
-                opened = open_server(
-                    route,
-                    self._secrets[route.rule.name],
-                    self._resolver,
-                    self._limits.backend_connect_timeout_ms,
-                    on_connected,
-                )
+            opened = open_server(
+                route,
+                self._secrets[route.rule.name],
+                self._resolver,
+                self._limits.backend_connect_timeout_ms,
+                on_connected,
+            )
         except ServerFault as error:
             del self._opening_leases[id(lease)]
             self._count_opening(route, -1)
@@ -190,7 +189,11 @@ class Servers:
         self._on_opened(lease, opened)
 
     def _on_failure(self, lease: Lease, error: ServerFault) -> None:
-        """Who waits is told, unless waiting may help; the broker gets the slot back."""
+        """Who waits is told, unless waiting may help; the broker gets the slot back.
+
+        While the route has servers a waiting client will get one of them: only with
+        ``pool_acquire_fail_fast`` is it told at once.
+        """
         route = lease.route
         now_us = monotonic_us()
         since_us = self._failing_since_us.setdefault(route.route_id, now_us)
@@ -209,7 +212,8 @@ class Servers:
             and now_us - since_us >= self._limits.backend_connect_timeout_ms * 1000
         )
         is_busy = code == TOO_MANY_CONNECTIONS and route.rule.pool_timeout
-        if is_final or is_long or route.rule.pool_acquire_fail_fast:
+        is_hopeless = (is_final or is_long) and not self._count_servers(route.route_id)
+        if is_hopeless or route.rule.pool_acquire_fail_fast:
             self._relay.connect_failed(route.route_id, b"", only_setup=False)
         elif route.parameters is None and not is_busy:
             self._relay.connect_failed(route.route_id, b"", only_setup=True)

@@ -5,7 +5,7 @@ import random
 import psycopg
 import pytest
 
-from gpooler.relay.engine import ParameterSet
+from gpooler.relay.params import ParameterSet
 from tests.harness import Postgres
 
 NASTY = [

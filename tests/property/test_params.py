@@ -5,7 +5,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpooler.relay.engine import ParameterSet
+from gpooler.relay.params import ParameterSet
 from gpooler.relay.probe import parameter_counts
 
 NAMES = st.sampled_from(

@@ -74,6 +74,6 @@ def test_a_command_line_that_makes_no_sense_is_refused(
 def test_a_check_imports_no_machinery() -> None:
     code = (
         "import sys; from gpooler.cli import main; main(['check', '-c', sys.argv[1]]);"
-        "sys.exit(bool({'gevent', 'ssl', 'gpooler.relay.engine'} & set(sys.modules)))"
+        "sys.exit(bool({'gevent', 'ssl', 'gpooler.relay.relay'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(DEMO)], capture_output=True).returncode == 0

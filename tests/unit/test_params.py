@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gpooler.relay.engine import ParameterSet
+from gpooler.relay.params import ParameterSet
 from gpooler.relay.probe import parameter_counts
 
 CONFORMING_ON = {b"standard_conforming_strings": b"on"}

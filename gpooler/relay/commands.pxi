@@ -1,0 +1,299 @@
+"""What Python asks of the relay."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+
+from gpooler.relay cimport counters
+from gpooler.relay.reason cimport (
+    REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CONNECT, REASON_SERVER_RECALLED,
+    REASON_SHUTDOWN,
+)
+from gpooler.relay.session cimport session_is_idle
+from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock
+
+
+# -- cancel --------------------------------------------------------------------------------------------
+
+
+cdef bint same_secret(const unsigned char* a, uint32_t a_size, const unsigned char* b,
+                      uint32_t b_size) noexcept nogil:
+    """Constant time in the content."""
+    cdef uint32_t i
+    cdef unsigned char difference = 0
+    if a_size != b_size or a_size == 0:
+        return False
+    for i in range(a_size):
+        difference |= a[i] ^ b[i]
+    return difference == 0
+
+
+cdef void begin_cancel(Engine* e, Command* command) noexcept nogil:
+    """Find the query that a key names. Reply: now = 1 a server is marked, 2 a waiting client was told."""
+    cdef Client* c = <Client*> command.conn
+    cdef Route* r
+    cdef Conn* at
+    cdef Server* s
+    command.now = 0
+    if c != NULL:
+        if (c.conn.state == CLIENT_CLOSED or c.conn.fd < 0 or c.pid != command.pid
+                or not same_secret(c.secret, c.secret_size, command.secret, command.secret_size)):
+            return
+    else:
+        # the real process id of a session pool's server
+        r = e.routes
+        while r != NULL and c == NULL:
+            at = r.active.head
+            while at != NULL:
+                s = <Server*> at
+                if (s.pid == command.pid and s.client != NULL and s.client.pid == command.pid
+                        and same_secret(s.secret, s.secret_size, command.secret, command.secret_size)):
+                    c = s.client
+                    break
+                at = at.following
+            r = r.next
+        if c == NULL:
+            return
+    if c.flags & IN_SETUP or c.flags & IS_HELD:
+        return
+    if c.server != NULL:
+        s = c.server
+        if session_is_idle(&s.session):
+            return
+        s.cancelling += 1
+        c.conn.route.words[counters.ROUTE_CANCELS] += 1
+        command.now = 1
+        command.handle = (<uint64_t> s.conn.generation << 32) | s.conn.index
+    elif c.conn.state == CLIENT_WAITING:
+        c.conn.route.words[counters.ROUTE_CANCELS] += 1
+        command.now = 2
+        leave_queue(e, c)
+        refuse_request(e, c, REASON_CLIENT_CANCELLED)
+
+
+cdef void end_cancel(Engine* e, Server* s) noexcept nogil:
+    if s.cancelling:
+        s.cancelling -= 1
+    if s.cancelling:
+        return
+    if s.client != NULL:
+        if not s.client.flags & IN_SETUP:
+            maybe_detach(e, s)
+    elif s.conn.state == SERVER_RESETTING and not s.conn.rx.left and s.conn.hold == NULL:
+        settle(e, s)
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
+    cdef Route* r = c.conn.route
+    if c.flags & IN_SETUP:
+        list_append(&r.idle, &c.conn)
+        c.conn.state = CLIENT_IDLE
+    else:
+        move(e, &c.conn, &r.idle, CLIENT_IDLE)
+    clients_gauge(r)
+    if not c.conn.flags & IS_REGISTERED and not conn_register(e, &c.conn):
+        client_leave(e, c, REASON_CLIENT_GONE)
+        return
+    if c.flags & IN_SETUP:
+        setup_begin(e, c)
+    else:
+        client_work(e, c)
+
+
+cdef void adopt_server(Engine* e, Server* s) noexcept nogil:
+    list_append(&s.conn.route.resetting, &s.conn)
+    s.conn.state = SERVER_RESETTING
+    s.conn.since_us = e.now_us
+    s.deadline_us = e.now_us + s.conn.route.reset_timeout_us
+    if not conn_register(e, &s.conn):
+        server_lost(e, s)
+        return
+    settle(e, s)
+
+
+cdef void do_inject(Engine* e, Client* c, Command* command) noexcept nogil:
+    if c.conn.inject != NULL:
+        free(c.conn.inject)
+    c.conn.inject = command.data
+    c.conn.inject_size = command.size
+    command.data = NULL
+    if command.is_close:
+        c.flags |= CLOSE_WHEN_SENT
+        if command.reason:
+            c.conn.reason = command.reason
+    inject_now(e, c)
+
+
+cdef void do_start(Engine* e, Client* c, Command* command) noexcept nogil:
+    c.flags &= ~<uint16_t> IS_HELD
+    if not conn_send(e, &c.conn, command.data, command.size):
+        client_leave(e, c, REASON_CLIENT_GONE)
+        return
+    c.pid = command.pid
+    if command.secret_size:
+        memcpy(c.secret, command.secret, command.secret_size)
+        c.secret_size = <uint8_t> command.secret_size
+    client_work(e, c)
+    if c.conn.flags & IS_HUNG_UP and can_read_client(c):
+        make_ready(e, &c.conn)
+
+
+cdef void do_recall(Engine* e, Command* command) noexcept nogil:
+    """Give up servers: parked ones now, others at their next release. Reply: how many of each."""
+    cdef Route* r = command.route
+    cdef uint32_t wanted = command.count
+    cdef Server* s
+    cdef uint32_t busy, promised
+    command.now = 0
+    while wanted and r.parked.tail != NULL:
+        s = <Server*> r.parked.tail
+        if s.conn.flags & (IS_READABLE | IS_HUNG_UP):
+            look_at_parked(e, s)
+            if s.conn.state != SERVER_PARKED:
+                continue
+        if command.is_close or s.conn.rx.left or s.conn.hold != NULL:
+            server_close(e, s, REASON_SERVER_RECALLED)
+        else:
+            server_release(e, s)
+        wanted -= 1
+        command.now += 1
+    busy = r.active.count + r.resetting.count
+    promised = r.recall_due + r.evict_due
+    busy = busy - promised if busy > promised else 0
+    command.later = wanted if wanted < busy else busy
+    if command.is_close:
+        r.evict_due += command.later
+    else:
+        r.recall_due += command.later
+
+
+cdef bint is_between(Client* c) noexcept nogil:
+    """Whether a client stands between transactions, with nothing asked."""
+    if c.flags & (IN_SETUP | IS_HELD) or c.conn.rx.left or c.conn.hold != NULL or c.conn.out.size:
+        return False
+    if c.conn.state == CLIENT_IDLE:
+        return True
+    return (c.conn.state == CLIENT_ACTIVE and session_is_idle(&c.server.session)
+            and c.server.session.status == c'I')
+
+
+cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
+    """Drop up to `count` clients that stand between transactions: Python says goodbye to each."""
+    cdef Route* r = e.routes
+    cdef Conn* at
+    cdef Conn* following
+    cdef Client* c
+    cdef int which
+    command.now = 0
+    command.later = 0
+    while r != NULL:
+        for which in range(2):
+            at = r.idle.head if which == 0 else r.active_clients.head
+            while at != NULL and command.now < command.count:
+                following = at.following
+                c = <Client*> at
+                if is_between(c):
+                    command.now += 1
+                    client_unbind(e, c)
+                    want_text(e, c, REASON_SHUTDOWN)
+                at = following
+        command.later += r.idle.count + r.active_clients.count + r.waiting.count + r.leaving.count
+        r = r.next
+
+
+cdef void do_connect_failed(Engine* e, Command* command) noexcept nogil:
+    """No server could be opened: those who wait get the error (all, or those still in setup)."""
+    cdef Route* r = command.route
+    cdef Conn* at = r.waiting.head
+    cdef Conn* following
+    cdef Client* c
+    while at != NULL:
+        following = at.following
+        c = <Client*> at
+        if not command.is_close or c.flags & IN_SETUP:
+            leave_queue(e, c)
+            set_note(at, command.data, command.size)
+            want_text(e, c, REASON_SERVER_CONNECT)
+        at = following
+
+
+cdef void run_command(Engine* e, Command* command) noexcept nogil:
+    cdef Conn* conn = command.conn
+    cdef Server* s
+    cdef Client* c
+    if command.kind == COMMAND_STOP:
+        e.is_stopping = True
+    elif command.kind == COMMAND_ROUTE:
+        command.route.next = e.routes
+        e.routes = command.route
+    elif command.kind == COMMAND_RECALL:
+        do_recall(e, command)
+    elif command.kind == COMMAND_DROP_IDLE:
+        do_drop_idle(e, command)
+    elif command.kind == COMMAND_CONNECT_FAILED:
+        do_connect_failed(e, command)
+    elif command.kind == COMMAND_BEGIN_CANCEL:
+        begin_cancel(e, command)
+    elif conn.generation != command.generation:
+        return
+    elif command.kind == COMMAND_ADOPT_CLIENT:
+        adopt_client(e, <Client*> conn)
+    elif command.kind == COMMAND_ADOPT_SERVER:
+        adopt_server(e, <Server*> conn)
+    elif conn.fd < 0:
+        return
+    elif command.kind == COMMAND_START_CLIENT:
+        do_start(e, <Client*> conn, command)
+    elif command.kind == COMMAND_INJECT:
+        do_inject(e, <Client*> conn, command)
+    elif command.kind == COMMAND_END_CANCEL:
+        if conn.state < SERVER_CLOSING:
+            end_cancel(e, <Server*> conn)
+    elif command.kind == COMMAND_KILL:
+        if conn.kind == KIND_CLIENT:
+            client_leave(e, <Client*> conn, command.reason)
+        else:
+            s = <Server*> conn
+            if s.client != NULL:
+                c = s.client
+                s.client = NULL
+                c.server = NULL
+                want_text(e, c, command.reason)
+            server_close(e, s, command.reason)
+
+
+cdef void run_commands(Engine* e) noexcept nogil:
+    cdef Command* command
+    cdef Command* following
+    cdef bint wake
+    pthread_mutex_lock(&e.lock)
+    command = e.commands_head
+    e.commands_head = NULL
+    e.commands_tail = NULL
+    e.is_relay_woken = False
+    pthread_mutex_unlock(&e.lock)
+    while command != NULL:
+        following = command.next
+        run_command(e, command)
+        command.next = NULL
+        if command.data != NULL:
+            free(command.data)
+            command.data = NULL
+        if command.has_reply:
+            pthread_mutex_lock(&e.lock)
+            if e.replies_tail != NULL:
+                e.replies_tail.next = command
+            else:
+                e.replies_head = command
+            e.replies_tail = command
+            wake = not e.is_python_woken
+            e.is_python_woken = True
+            pthread_mutex_unlock(&e.lock)
+            if wake:
+                wake_python(e)
+        else:
+            free(command)
+        command = following

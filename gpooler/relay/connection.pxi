@@ -1,0 +1,307 @@
+"""Lists, events for Python, and sending: what clients and servers have in common."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from gpooler.relay cimport counters
+from gpooler.relay.io cimport chunk_give, io_send, iovec, queue_clear, queue_put
+from gpooler.relay.system cimport (
+    CLOCK_MONOTONIC, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, clock_gettime, epoll_ctl, epoll_event, pthread_mutex_lock, pthread_mutex_unlock,
+    timespec, write,
+)
+
+
+# -- time and lists ------------------------------------------------------------------------------------
+
+
+cdef uint64_t clock_us() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t> now.tv_sec * 1000000 + <uint64_t> now.tv_nsec // 1000
+
+
+cdef inline void deadline(Engine* e, uint64_t at_us) noexcept nogil:
+    if at_us < e.next_deadline_us:
+        e.next_deadline_us = at_us
+
+
+cdef inline void list_remove(Conn* conn) noexcept nogil:
+    cdef List* lst = conn.list
+    if lst == NULL:
+        return
+    if conn.previous != NULL:
+        conn.previous.following = conn.following
+    else:
+        lst.head = conn.following
+    if conn.following != NULL:
+        conn.following.previous = conn.previous
+    else:
+        lst.tail = conn.previous
+    conn.previous = NULL
+    conn.following = NULL
+    conn.list = NULL
+    lst.count -= 1
+    if lst.gauge != NULL:
+        lst.gauge[0] = lst.count
+
+
+cdef inline void list_append(List* lst, Conn* conn) noexcept nogil:
+    conn.previous = lst.tail
+    conn.following = NULL
+    if lst.tail != NULL:
+        lst.tail.following = conn
+    else:
+        lst.head = conn
+    lst.tail = conn
+    conn.list = lst
+    lst.count += 1
+    if lst.gauge != NULL:
+        lst.gauge[0] = lst.count
+
+
+cdef inline void list_prepend(List* lst, Conn* conn) noexcept nogil:
+    conn.previous = NULL
+    conn.following = lst.head
+    if lst.head != NULL:
+        lst.head.previous = conn
+    else:
+        lst.tail = conn
+    lst.head = conn
+    conn.list = lst
+    lst.count += 1
+    if lst.gauge != NULL:
+        lst.gauge[0] = lst.count
+
+
+cdef inline void move(Engine* e, Conn* conn, List* lst, uint8_t state) noexcept nogil:
+    """Enter a state: leave the old list, join the new one at its end."""
+    list_remove(conn)
+    list_append(lst, conn)
+    conn.state = state
+    conn.since_us = e.now_us
+
+
+cdef inline void servers_active_gauge(Route* r) noexcept nogil:
+    r.words[counters.ROUTE_SERVERS_ACTIVE] = r.active.count + r.resetting.count
+
+
+cdef inline void oldest_wait_gauge(Route* r) noexcept nogil:
+    r.words[counters.ROUTE_OLDEST_WAIT_US] = 0 if r.waiting.head == NULL else r.waiting.head.since_us
+
+
+# -- events --------------------------------------------------------------------------------------------
+
+
+cdef void wake_python(Engine* e) noexcept nogil:
+    cdef uint64_t one = 1
+    write(e.event_fd, &one, sizeof(one))
+
+
+cdef void raise_event(Engine* e, Conn* conn, uint32_t bits) noexcept nogil:
+    raise_bits(e, conn, bits, False)
+
+
+cdef void raise_bits(Engine* e, Conn* conn, uint32_t bits, bint is_quiet) noexcept nogil:
+    """Put an event on the list. A quiet one waits QUIET_US for another reason to wake the hub."""
+    cdef bint wake = False
+    pthread_mutex_lock(&e.lock)
+    if conn.event_bits == 0:
+        conn.event_next = NULL
+        if e.events_tail != NULL:
+            e.events_tail.event_next = conn
+        else:
+            e.events_head = conn
+        e.events_tail = conn
+    conn.event_bits |= bits
+    if not e.is_python_woken:
+        if is_quiet:
+            if e.quiet_since_us == 0:
+                e.quiet_since_us = e.now_us
+        else:
+            e.is_python_woken = True
+            wake = True
+    pthread_mutex_unlock(&e.lock)
+    if wake:
+        wake_python(e)
+
+
+cdef void end_quiet(Engine* e) noexcept nogil:
+    """Quiet events have waited long enough."""
+    cdef bint wake = False
+    pthread_mutex_lock(&e.lock)
+    if e.quiet_since_us and e.now_us - e.quiet_since_us >= QUIET_US:
+        e.quiet_since_us = 0
+        wake = e.events_head != NULL and not e.is_python_woken
+        if wake:
+            e.is_python_woken = True
+    pthread_mutex_unlock(&e.lock)
+    if wake:
+        wake_python(e)
+
+
+cdef inline void make_ready(Engine* e, Conn* conn) noexcept nogil:
+    if conn.flags & IS_READY:
+        return
+    conn.flags |= IS_READY
+    conn.ready_next = NULL
+    if e.ready_tail != NULL:
+        e.ready_tail.ready_next = conn
+    else:
+        e.ready_head = conn
+    e.ready_tail = conn
+
+
+cdef void ready_remove(Engine* e, Conn* conn) noexcept nogil:
+    cdef Conn* before = NULL
+    cdef Conn* at = e.ready_head
+    if not conn.flags & IS_READY:
+        return
+    while at != conn:
+        before = at
+        at = at.ready_next
+    if before == NULL:
+        e.ready_head = conn.ready_next
+    else:
+        before.ready_next = conn.ready_next
+    if e.ready_tail == conn:
+        e.ready_tail = before
+    conn.flags &= ~<uint16_t> IS_READY
+
+
+cdef inline size_t min_size(size_t a, size_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef void set_note(Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
+    if conn.note != NULL:
+        free(conn.note)
+    conn.note = <unsigned char*> malloc(size)
+    conn.note_size = 0
+    if conn.note != NULL:
+        memcpy(conn.note, data, size)
+        conn.note_size = <uint32_t> size
+
+
+cdef void put_text(Engine* e, Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
+    """A query text for the log: [size u32][client index u32][generation u32][text]."""
+    cdef uint32_t header[3]
+    cdef uint64_t at = e.texts_written
+    cdef size_t i, total
+    if size > TEXT_MAX:
+        size = TEXT_MAX
+    total = sizeof(header) + size
+    if at + total - e.texts_read > TEXT_RING:
+        e.process_words[counters.PROCESS_TEXT_EVENTS_LOST] += 1
+        return
+    header[0] = <uint32_t> size
+    header[1] = conn.index
+    header[2] = conn.generation
+    for i in range(sizeof(header)):
+        e.texts[(at + i) % TEXT_RING] = (<unsigned char*> header)[i]
+    at += sizeof(header)
+    for i in range(size):
+        e.texts[(at + i) % TEXT_RING] = data[i]
+    pthread_mutex_lock(&e.lock)
+    e.texts_written = at + size
+    cdef bint wake = not e.is_python_woken
+    e.is_python_woken = True
+    pthread_mutex_unlock(&e.lock)
+    if wake:
+        wake_python(e)
+
+
+# -- sending -------------------------------------------------------------------------------------------
+
+
+cdef void arm_out(Engine* e, Conn* conn, bint is_wanted) noexcept nogil:
+    """Ask for EPOLLOUT only while something is queued.
+
+    A new registration would wake the relay at once with it, and a Unix socket at each read of its peer.
+    """
+    cdef epoll_event event
+    if ((conn.flags & IS_OUT_ARMED) != 0) == is_wanted:
+        return
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
+    if is_wanted:
+        event.events |= EPOLLOUT
+        conn.flags |= IS_OUT_ARMED
+    else:
+        conn.flags &= ~<uint16_t> IS_OUT_ARMED
+    event.data.ptr = conn
+    epoll_ctl(e.epoll, EPOLL_CTL_MOD, conn.fd, &event)
+
+
+cdef bint conn_write(Engine* e, Conn* conn, iovec* pieces, int count, size_t* accepted) noexcept nogil:
+    """Send the pieces; what the socket does not take is queued. False: the peer is gone."""
+    cdef ssize_t sent = 0
+    cdef size_t part
+    cdef int i
+    accepted[0] = 0
+    if conn.out.size == 0:
+        sent = io_send(conn.fd, pieces, count)
+        if sent < 0:
+            return False
+        accepted[0] = sent
+    part = sent
+    for i in range(count):
+        if part >= pieces[i].iov_len:
+            part -= pieces[i].iov_len
+            continue
+        if not queue_put(&e.pool, &conn.out, <unsigned char*> pieces[i].iov_base + part,
+                         pieces[i].iov_len - part):
+            return False
+        part = 0
+    if conn.out.size:
+        arm_out(e, conn, True)
+    return True
+
+
+cdef bint conn_send(Engine* e, Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
+    cdef iovec piece
+    cdef size_t accepted
+    piece.iov_base = <void*> data
+    piece.iov_len = size
+    return conn_write(e, conn, &piece, 1, &accepted)
+
+
+cdef bint conn_add(Engine* e, Conn* conn) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
+    event.data.ptr = conn
+    return epoll_ctl(e.epoll, EPOLL_CTL_ADD, conn.fd, &event) == 0
+
+
+cdef bint conn_register(Engine* e, Conn* conn) noexcept nogil:
+    if not conn_add(e, conn):
+        return False
+    conn.flags |= IS_REGISTERED
+    return True
+
+
+cdef void conn_unregister(Engine* e, Conn* conn) noexcept nogil:
+    cdef epoll_event event
+    if conn.flags & IS_REGISTERED:
+        # needed for servers: the broker's duplicate would keep the registration alive
+        epoll_ctl(e.epoll, EPOLL_CTL_DEL, conn.fd, &event)
+        conn.flags &= ~<uint16_t> IS_REGISTERED
+
+
+cdef void conn_forget(Engine* e, Conn* conn) noexcept nogil:
+    """Give back what a connection holds in the relay; it is on no list after this."""
+    list_remove(conn)
+    ready_remove(e, conn)
+    queue_clear(&e.pool, &conn.out)
+    if conn.hold != NULL:
+        chunk_give(&e.pool, conn.hold)
+        conn.hold = NULL
+    if conn.inject != NULL:
+        free(conn.inject)
+        conn.inject = NULL
+
+
+cdef void close_later(Engine* e, Conn* conn) noexcept nogil:
+    """Raise EVENT_CLOSED or EVENT_RELEASED at the end of the round, when nothing names it any more."""
+    conn.ready_next = e.closed_head
+    e.closed_head = conn

@@ -1,0 +1,585 @@
+"""The relay as Python sees it: records from slabs, commands to its thread, events from it."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from gpooler.relay cimport counters
+from gpooler.relay.engine cimport (
+    COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CONNECT_FAILED,
+    COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_INJECT, COMMAND_KILL, COMMAND_RECALL, COMMAND_ROUTE,
+    COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY, DISCARD_NEVER, INDEX_MASK,
+    IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
+    TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, clock_us,
+    conn_add, engine_new, engine_run,
+)
+from gpooler.relay.io cimport CHUNK, Chunk
+from gpooler.relay.params cimport ParamSet, ParameterSet, params_global_init, params_hold, params_release
+from gpooler.relay.reason cimport REASON_CLIENT_GONE
+from gpooler.relay.session cimport session_free, session_init
+from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock, read, write
+
+
+cdef ParameterSet wrap(Engine* e, ParamSet** place):
+    cdef ParameterSet result = ParameterSet()
+    pthread_mutex_lock(&e.lock)
+    result._set = params_hold(place[0])
+    pthread_mutex_unlock(&e.lock)
+    return result
+
+
+cdef class Relay:
+    """The relay of one worker, as the hub sees it. Called by the hub's thread only.
+
+    ``run`` is the body of the relay's thread. ``event_fd`` becomes readable when ``poll`` has something.
+    """
+
+    cdef Engine* e
+    cdef uint32_t worker
+    cdef list clients               # addresses of the slabs
+    cdef list servers
+    cdef list free_clients          # indices
+    cdef list free_servers
+    cdef dict routes                # id → address
+    cdef uint64_t next_token
+
+    def __cinit__(self, uintptr_t counters_address, uint32_t worker):
+        params_global_init()
+        self.e = engine_new(<uint64_t*> counters_address)
+        if self.e == NULL:
+            raise OSError(errno, "the relay cannot start")
+        self.worker = worker & WORKER_MASK
+        self.clients = []
+        self.servers = []
+        self.free_clients = []
+        self.free_servers = []
+        self.routes = {}
+        self.next_token = 1
+
+    @property
+    def event_fd(self):
+        """Readable when ``poll`` has something to say."""
+        return self.e.event_fd
+
+    def run(self):
+        """Body of the relay's thread: blocks all signals, returns after ``stop``."""
+        with nogil:
+            engine_run(self.e)
+
+    def now_us(self):
+        """Microseconds of the monotonic clock."""
+        return clock_us()
+
+    # -- records
+
+    cdef Client* client_at(self, uint32_t index):
+        cdef uint32_t slab = index // SLAB
+        if slab >= <uint32_t> len(self.clients):
+            return NULL
+        return <Client*> <uintptr_t> self.clients[slab] + index % SLAB
+
+    cdef Server* server_at(self, uint32_t index):
+        cdef uint32_t slab = index // SLAB
+        if slab >= <uint32_t> len(self.servers):
+            return NULL
+        return <Server*> <uintptr_t> self.servers[slab] + index % SLAB
+
+    cdef Client* client_of(self, uint64_t handle) except NULL:
+        cdef Client* c = self.client_at(<uint32_t> handle)
+        if c == NULL or c.conn.generation != handle >> 32:
+            raise KeyError(handle)
+        return c
+
+    cdef Server* server_of(self, uint64_t handle) except NULL:
+        cdef Server* s = self.server_at(<uint32_t> handle)
+        if s == NULL or s.conn.generation != handle >> 32:
+            raise KeyError(handle)
+        return s
+
+    cdef Route* route_of(self, uint32_t route_id) except NULL:
+        return <Route*> <uintptr_t> self.routes[route_id]
+
+    cdef Client* new_client(self) except NULL:
+        cdef Client* slab
+        cdef uint32_t i, base, generation
+        if not self.free_clients:
+            slab = <Client*> calloc(SLAB, sizeof(Client))
+            if slab == NULL:
+                raise MemoryError
+            base = <uint32_t> len(self.clients) * SLAB
+            if base + SLAB > INDEX_MASK:
+                free(slab)
+                raise MemoryError
+            self.clients.append(<uintptr_t> slab)
+            for i in range(<uint32_t> SLAB):
+                slab[i].conn.index = base + i
+                slab[i].conn.generation = 1
+                slab[i].conn.fd = -1
+            self.free_clients.extend(reversed(range(base, base + SLAB)))
+        cdef Client* c = self.client_at(self.free_clients.pop())
+        i = c.conn.index
+        generation = c.conn.generation
+        memset(c, 0, sizeof(Client))
+        c.conn.index = i
+        c.conn.generation = generation
+        c.conn.kind = KIND_CLIENT
+        return c
+
+    cdef Server* new_server(self) except NULL:
+        cdef Server* slab
+        cdef uint32_t i, base, generation
+        if not self.free_servers:
+            slab = <Server*> calloc(SLAB, sizeof(Server))
+            if slab == NULL:
+                raise MemoryError
+            base = <uint32_t> len(self.servers) * SLAB
+            self.servers.append(<uintptr_t> slab)
+            for i in range(<uint32_t> SLAB):
+                slab[i].conn.index = base + i
+                slab[i].conn.generation = 1
+                slab[i].conn.fd = -1
+            self.free_servers.extend(reversed(range(base, base + SLAB)))
+        cdef Server* s = self.server_at(self.free_servers.pop())
+        i = s.conn.index
+        generation = s.conn.generation
+        memset(s, 0, sizeof(Server))
+        s.conn.index = i
+        s.conn.generation = generation
+        s.conn.kind = KIND_SERVER
+        return s
+
+    # -- commands
+
+    cdef Command* command(self, uint8_t kind) except NULL:
+        cdef Command* command = <Command*> calloc(1, sizeof(Command))
+        if command == NULL:
+            raise MemoryError
+        command.kind = kind
+        return command
+
+    cdef void attach_data(self, Command* command, bytes data):
+        command.size = <uint32_t> PyBytes_GET_SIZE(data)
+        command.data = <unsigned char*> malloc(command.size + 1)
+        memcpy(command.data, PyBytes_AS_STRING(data), command.size)
+
+    cdef void post(self, Command* command, bint is_quiet=False):
+        cdef bint wake
+        cdef uint64_t one = 1
+        pthread_mutex_lock(&self.e.lock)
+        if self.e.commands_tail != NULL:
+            self.e.commands_tail.next = command
+        else:
+            self.e.commands_head = command
+        self.e.commands_tail = command
+        wake = not is_quiet and not self.e.is_relay_woken
+        if wake:
+            self.e.is_relay_woken = True
+        pthread_mutex_unlock(&self.e.lock)
+        if wake:
+            write(self.e.wake, &one, sizeof(one))
+
+    def stop(self):
+        """Make ``run`` return."""
+        self.post(self.command(COMMAND_STOP))
+
+    def open_route(self, uint32_t route_id, *, uint8_t mode, discard, bint can_cancel, bint can_rollback,
+                   bint attach_check, bint log_query, uint64_t pool_timeout_ms, uint64_t pool_ttl_s,
+                   uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
+        """Make a route known. ``discard``: None resets what is dirty, True always, False never."""
+        cdef Route* r
+        cdef Command* command
+        if route_id in self.routes:
+            return
+        r = <Route*> calloc(1, sizeof(Route))
+        if r == NULL:
+            raise MemoryError
+        r.conn.kind = KIND_ROUTE
+        r.conn.fd = -1
+        r.conn.index = route_id
+        r.id = route_id
+        r.mode = mode
+        r.discard = DISCARD_DIRTY if discard is None else DISCARD_ALWAYS if discard else DISCARD_NEVER
+        r.can_cancel = can_cancel
+        r.can_rollback = can_rollback
+        r.attach_check = attach_check
+        r.log_query = log_query
+        r.pool_timeout_us = pool_timeout_ms * 1000
+        r.pool_ttl_us = pool_ttl_s * 1000000
+        r.reset_timeout_us = reset_timeout_ms * 1000
+        r.login_timeout_us = login_timeout_ms * 1000
+        r.keep = keep
+        r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
+        r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
+        r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE
+        r.parked.gauge = r.words + counters.ROUTE_SERVERS_IDLE
+        r.closing.gauge = r.words + counters.ROUTE_SERVERS_CLOSING
+        self.routes[route_id] = <uintptr_t> r
+        command = self.command(COMMAND_ROUTE)
+        command.route = r
+        self.post(command)
+
+    def set_keep(self, uint32_t route_id, uint32_t count):
+        """How many parked servers of the route pool_ttl spares."""
+        self.route_of(route_id).keep = count
+
+    def adopt_client(self, int fd, uint32_t route_id, uint64_t client_id, ParameterSet parameters not None, *,
+                     bytes secret, bytes address, uint8_t family, uint16_t port, uint32_t names,
+                     bint needs_setup, bytes pending):
+        """Hand a client's socket over. Returns its handle.
+
+        ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
+        bytes, empty for a Unix socket; ``names``: what ``client`` gives back; ``pending``: bytes read
+        beyond its login.
+        """
+        cdef Client* c
+        cdef Command* command
+        cdef Route* r = self.route_of(route_id)
+        if len(secret) > 32 or len(address) > 16 or len(pending) > CHUNK:
+            raise ValueError("too long")
+        c = self.new_client()
+        c.conn.fd = fd
+        c.conn.route = r
+        c.conn.id = client_id
+        c.conn.flags = IS_UNIX if family == 0 else 0
+        c.params = params_hold(parameters._set)
+        c.pid = SYNTHETIC_PID | (self.worker << WORKER_SHIFT) | c.conn.index
+        c.secret_size = <uint8_t> len(secret)
+        memcpy(c.secret, PyBytes_AS_STRING(secret), len(secret))
+        memcpy(c.address, PyBytes_AS_STRING(address), len(address))
+        c.address_family = family
+        c.port = port
+        c.names = names
+        if needs_setup:
+            c.flags = IN_SETUP
+        if pending:
+            c.conn.hold = <Chunk*> malloc(sizeof(Chunk))
+            if c.conn.hold == NULL:
+                raise MemoryError
+            memset(c.conn.hold, 0, 16)
+            memcpy(c.conn.hold.data, PyBytes_AS_STRING(pending), len(pending))
+            c.conn.hold.start = 0
+            c.conn.hold.end = <uint32_t> len(pending)
+        c.conn.born_us = clock_us()
+        command = self.command(COMMAND_ADOPT_CLIENT)
+        command.conn = &c.conn
+        command.generation = c.conn.generation
+        if needs_setup or pending:
+            self.post(command)
+        else:
+            # Nothing to do before it speaks: its first bytes wake the relay, which looks at commands first.
+            # The command must be there before the registration; the flag is the relay's from then on.
+            c.conn.flags |= IS_REGISTERED
+            self.post(command, is_quiet=True)
+            if not conn_add(self.e, &c.conn):
+                self.kill_client((<uint64_t> c.conn.generation << 32) | c.conn.index, REASON_CLIENT_GONE)
+        return (<uint64_t> c.conn.generation << 32) | c.conn.index
+
+    def reserve_pid(self):
+        """The process id that the next adopted client will have."""
+        cdef Client* c
+        if not self.free_clients:
+            c = self.new_client()
+            self.free_clients.append(c.conn.index)
+        cdef uint32_t index = self.free_clients[len(self.free_clients) - 1]
+        return SYNTHETIC_PID | (self.worker << WORKER_SHIFT) | index
+
+    def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
+                     ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
+                     uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
+                     bint is_unix):
+        """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
+
+        The caller keeps ``fd`` and closes it after EVENT_CLOSED or EVENT_RELEASED.
+        """
+        cdef Server* s
+        cdef Command* command
+        cdef Route* r = self.route_of(route_id)
+        if len(secret) > 32:
+            raise ValueError("cancel key too long")
+        s = self.new_server()
+        s.conn.fd = fd
+        s.conn.route = r
+        s.conn.id = server_id
+        s.conn.flags = IS_UNIX if is_unix else 0
+        s.conn.born_us = opened_us
+        session_init(&s.session, c'I')
+        s.params = params_hold(parameters._set)
+        s.initial = params_hold(initial._set)
+        s.pid = pid
+        s.secret_size = <uint8_t> len(secret)
+        memcpy(s.secret, PyBytes_AS_STRING(secret), len(secret))
+        s.slot = slot
+        s.slot_generation = generation
+        s.expires_us = expires_us
+        s.uses = uses
+        command = self.command(COMMAND_ADOPT_SERVER)
+        command.conn = &s.conn
+        command.generation = s.conn.generation
+        self.post(command)
+        return (<uint64_t> s.conn.generation << 32) | s.conn.index
+
+    def start_client(self, uint64_t handle, bytes greeting, uint32_t pid, bytes secret):
+        """After setup: send the end of the login and begin to read the client."""
+        cdef Client* c = self.client_of(handle)
+        cdef Command* command = self.command(COMMAND_START_CLIENT)
+        command.conn = &c.conn
+        command.generation = c.conn.generation
+        command.pid = pid
+        command.secret_size = <uint32_t> min(len(secret), 32)
+        memcpy(command.secret, PyBytes_AS_STRING(secret), command.secret_size)
+        self.attach_data(command, greeting)
+        self.post(command)
+
+    def inject(self, uint64_t handle, bytes data, bint close_after, uint8_t reason=0):
+        """Send a client bytes at the next boundary of its stream; then close it, if asked."""
+        cdef Client* c = self.client_of(handle)
+        cdef Command* command = self.command(COMMAND_INJECT)
+        command.conn = &c.conn
+        command.generation = c.conn.generation
+        command.is_close = close_after
+        command.reason = reason
+        self.attach_data(command, data)
+        self.post(command)
+
+    def begin_cancel(self, uint32_t pid, bytes secret):
+        """Ask whose query a key names. The answer comes by ``poll`` under the token returned."""
+        cdef Command* command
+        cdef Client* c = NULL
+        if len(secret) > 32 or not secret:
+            return 0
+        if pid & SYNTHETIC_PID:
+            if (pid >> WORKER_SHIFT) & WORKER_MASK != self.worker:
+                return 0
+            c = self.client_at(pid & INDEX_MASK)
+            if c == NULL:
+                return 0
+        command = self.command(COMMAND_BEGIN_CANCEL)
+        command.conn = &c.conn if c != NULL else NULL
+        command.pid = pid
+        command.secret_size = <uint32_t> len(secret)
+        memcpy(command.secret, PyBytes_AS_STRING(secret), len(secret))
+        return self.post_for_reply(command)
+
+    cdef uint64_t post_for_reply(self, Command* command):
+        command.token = self.next_token
+        command.has_reply = 1
+        self.next_token += 1
+        self.post(command)
+        return self.next_token - 1
+
+    def end_cancel(self, uint64_t handle):
+        """A cancel request for this server is over (its connection has ended)."""
+        cdef Server* s = self.server_at(<uint32_t> handle)
+        cdef Command* command
+        if s == NULL or s.conn.generation != handle >> 32:
+            return
+        command = self.command(COMMAND_END_CANCEL)
+        command.conn = &s.conn
+        command.generation = s.conn.generation
+        self.post(command)
+
+    def recall(self, uint32_t route_id, uint32_t count, bint is_eviction):
+        """Give up servers of a route. The answer (now, later) comes by ``poll`` under the token."""
+        cdef Command* command = self.command(COMMAND_RECALL)
+        command.route = self.route_of(route_id)
+        command.count = count
+        command.is_close = is_eviction
+        return self.post_for_reply(command)
+
+    def drop_idle(self, uint32_t count):
+        """Drop up to ``count`` clients between transactions: EVENT_TEXT_WANTED.
+
+        The answer, by ``poll`` under the token returned, is (dropped, left).
+        """
+        cdef Command* command = self.command(COMMAND_DROP_IDLE)
+        command.count = count
+        return self.post_for_reply(command)
+
+    def connect_failed(self, uint32_t route_id, bytes error, bint only_setup):
+        """Those who wait on the route get EVENT_TEXT_WANTED with the note ``error``.
+
+        With ``only_setup`` only those who are not logged in yet.
+        """
+        cdef Command* command = self.command(COMMAND_CONNECT_FAILED)
+        command.route = self.route_of(route_id)
+        command.is_close = only_setup
+        self.attach_data(command, error)
+        self.post(command)
+
+    def kill_client(self, uint64_t handle, uint8_t reason):
+        """Close a client at once."""
+        cdef Client* c = self.client_of(handle)
+        cdef Command* command = self.command(COMMAND_KILL)
+        command.conn = &c.conn
+        command.generation = c.conn.generation
+        command.reason = reason
+        self.post(command)
+
+    def close_server(self, uint64_t handle, uint8_t reason):
+        """End a server: Terminate, wait for PostgreSQL, EVENT_CLOSED."""
+        cdef Server* s = self.server_of(handle)
+        cdef Command* command = self.command(COMMAND_KILL)
+        command.conn = &s.conn
+        command.generation = s.conn.generation
+        command.reason = reason
+        self.post(command)
+
+    # -- events
+
+    def poll(self):
+        """What happened: a list of (kind, handle or route id or token, bits or reply).
+
+        Kinds: ``"c"`` client, ``"s"`` server, ``"r"`` route with event bits; ``"="`` the reply to a
+        command: (now, later, server handle). An object's events are merged since the last call.
+        """
+        cdef list result = []
+        cdef Conn* conns[512]
+        cdef uint32_t bits[512]
+        cdef Conn* conn
+        cdef Command* reply
+        cdef Command* following
+        cdef int count, i
+        cdef uint64_t value
+        cdef bint was_woken = False
+        while True:
+            count = 0
+            pthread_mutex_lock(&self.e.lock)
+            was_woken = was_woken or self.e.is_python_woken
+            self.e.quiet_since_us = 0
+            conn = self.e.events_head
+            while conn != NULL and count < 512:
+                conns[count] = conn
+                bits[count] = conn.event_bits
+                conn.event_bits = 0
+                count += 1
+                conn = conn.event_next
+            self.e.events_head = conn
+            if conn == NULL:
+                self.e.events_tail = NULL
+                self.e.is_python_woken = False
+            reply = self.e.replies_head
+            self.e.replies_head = NULL
+            self.e.replies_tail = NULL
+            pthread_mutex_unlock(&self.e.lock)
+            for i in range(count):
+                if conns[i].kind == KIND_ROUTE:
+                    result.append(("r", conns[i].index, bits[i]))
+                else:
+                    result.append((
+                        "c" if conns[i].kind == KIND_CLIENT else "s",
+                        (<uint64_t> conns[i].generation << 32) | conns[i].index,
+                        bits[i],
+                    ))
+            while reply != NULL:
+                following = reply.next
+                result.append(("=", reply.token, (reply.now, reply.later, reply.handle)))
+                free(reply)
+                reply = following
+            if conn == NULL:
+                if was_woken:
+                    read(self.e.event_fd, &value, sizeof(value))
+                return result
+
+    @property
+    def has_events(self):
+        """Whether ``poll`` would return anything, maybe without the descriptor saying so yet."""
+        return self.e.events_head != NULL
+
+    def texts(self):
+        """Query texts for the log since the last call: pairs of client handle and bytes."""
+        cdef list result = []
+        cdef uint32_t header[3]
+        cdef uint64_t at = self.e.texts_read, end
+        cdef size_t i
+        cdef bytearray text
+        pthread_mutex_lock(&self.e.lock)
+        end = self.e.texts_written
+        pthread_mutex_unlock(&self.e.lock)
+        while at < end:
+            for i in range(sizeof(header)):
+                (<unsigned char*> header)[i] = self.e.texts[(at + i) % TEXT_RING]
+            at += sizeof(header)
+            text = bytearray(header[0])
+            for i in range(header[0]):
+                text[i] = self.e.texts[(at + i) % TEXT_RING]
+            at += header[0]
+            result.append(((<uint64_t> header[2] << 32) | header[1], bytes(text)))
+        self.e.texts_read = at
+        return result
+
+    # -- what records say
+
+    def client(self, uint64_t handle):
+        """A client's record as a dictionary. Raises KeyError for a stale handle."""
+        cdef Client* c = self.client_of(handle)
+        cdef Server* s = c.server
+        return {
+            "id": c.conn.id,
+            "route": c.conn.route.id,
+            "state": c.conn.state,
+            "reason": c.conn.reason,
+            "pid": c.pid,
+            "names": c.names,
+            "family": c.address_family,
+            "address": (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0],
+            "port": c.port,
+            "born_us": c.conn.born_us,
+            "note": b"" if c.conn.note == NULL else (<char*> c.conn.note)[:c.conn.note_size],
+            "secret": (<char*> c.secret)[:c.secret_size],
+            "server": 0 if s == NULL else (<uint64_t> s.conn.generation << 32) | s.conn.index,
+            "in_setup": bool(c.flags & IN_SETUP),
+        }
+
+    def client_parameters(self, uint64_t handle):
+        """The parameters a client's session expects."""
+        return wrap(self.e, &self.client_of(handle).params)
+
+    def server(self, uint64_t handle):
+        """A server's record as a dictionary. Raises KeyError for a stale handle."""
+        cdef Server* s = self.server_of(handle)
+        return {
+            "id": s.conn.id,
+            "route": s.conn.route.id,
+            "state": s.conn.state,
+            "reason": s.conn.reason,
+            "pid": s.pid,
+            "secret": (<char*> s.secret)[:s.secret_size],
+            "slot": s.slot,
+            "generation": s.slot_generation,
+            "pins": s.pins,
+            "opened_us": s.conn.born_us,
+            "expires_us": s.expires_us,
+            "uses": s.uses,
+        }
+
+    def server_parameters(self, uint64_t handle):
+        """(parameters now, parameters after its login)."""
+        cdef Server* s = self.server_of(handle)
+        return wrap(self.e, &s.params), wrap(self.e, &s.initial)
+
+    def free_client(self, uint64_t handle):
+        """Give a closed client's record back; its handle is stale from now on."""
+        cdef Client* c = self.client_of(handle)
+        params_release(c.params)
+        c.params = NULL
+        if c.conn.note != NULL:
+            free(c.conn.note)
+            c.conn.note = NULL
+        c.conn.generation += 1
+        c.conn.state = 0
+        self.free_clients.append(c.conn.index)
+
+    def free_server(self, uint64_t handle):
+        """Give a closed or released server's record back."""
+        cdef Server* s = self.server_of(handle)
+        params_release(s.params)
+        params_release(s.initial)
+        session_free(&s.session)
+        if s.conn.note != NULL:
+            free(s.conn.note)
+            s.conn.note = NULL
+        s.conn.generation += 1
+        s.conn.state = 0
+        self.free_servers.append(s.conn.index)

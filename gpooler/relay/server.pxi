@@ -1,0 +1,281 @@
+"""What servers send."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
+from libc.string cimport memcpy
+
+from gpooler.relay cimport counters
+from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
+from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, io_recv, iovec
+from gpooler.relay.params cimport ParamSet, params_hold, params_settle
+from gpooler.relay.reason cimport (
+    REASON_CLIENT_GONE, REASON_CLIENT_TERMINATED, REASON_SERVER_DEPLOY_FAILED, REASON_SERVER_DIRTY_END,
+    REASON_STATEMENT_POOL,
+)
+from gpooler.relay.session cimport (
+    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_backend, session_is_idle, session_owner,
+    session_ready,
+)
+
+
+cdef void server_readable(Engine* e, Server* s) noexcept nogil:
+    if s.client != NULL and s.client.conn.out.size:
+        return                          # its client reads slowly
+    server_read(e, s, e.buffer + CHUNK, READ_SIZE)
+
+
+cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noexcept nogil:
+    """Read once and work on it; the buffer has a chunk of headroom in front."""
+    cdef size_t held
+    cdef ssize_t got = io_recv(s.conn.fd, at, room)
+    if got == -1:
+        s.conn.flags &= ~<uint16_t> IS_READABLE
+        return
+    if got <= 0:
+        s.conn.flags &= ~<uint16_t> IS_READABLE
+        server_lost(e, s)
+        return
+    if <size_t> got < room and not s.conn.flags & IS_HUNG_UP:
+        s.conn.flags &= ~<uint16_t> IS_READABLE
+    if s.conn.state != SERVER_CLOSING:
+        held = 0
+        if s.conn.hold != NULL:
+            held = s.conn.hold.end - s.conn.hold.start
+            memcpy(at - held, s.conn.hold.data + s.conn.hold.start, held)
+            at -= held
+            chunk_give(&e.pool, s.conn.hold)
+            s.conn.hold = NULL
+        server_feed(e, s, at, held + got)
+    if s.conn.flags & IS_READABLE and s.conn.state < SERVER_RELEASED:
+        resume_server(e, s)
+
+
+cdef inline void count_out(Route* r, iovec* pieces, int count) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        r.words[counters.ROUTE_BYTES_OUT] += pieces[i].iov_len
+
+
+cdef bint to_client(Engine* e, Client* c, iovec* pieces, int* count, unsigned char* run,
+                    unsigned char* p) noexcept nogil:
+    """Add a run to the pieces; send them when there are many."""
+    cdef size_t accepted
+    if p > run:
+        pieces[count[0]].iov_base = run
+        pieces[count[0]].iov_len = p - run
+        count[0] += 1
+    if count[0] == MAX_PIECES:
+        count_out(c.conn.route, pieces, MAX_PIECES)
+        count[0] = 0
+        return conn_write(e, &c.conn, pieces, MAX_PIECES, &accepted)
+    return True
+
+
+cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) noexcept nogil:
+    """Work on bytes from a server: pass on what is the client's, keep what is ours."""
+    cdef iovec pieces[MAX_PIECES]
+    cdef int count = 0
+    cdef unsigned char* p = data
+    cdef unsigned char* end = data + size
+    cdef unsigned char* run = data
+    cdef Client* c = s.client
+    cdef Route* r = s.conn.route
+    cdef size_t take, accepted
+    cdef uint32_t length, whole
+    cdef uint8_t kind, owner
+    cdef int answered
+    cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
+    while p < end:
+        if s.conn.rx.left:
+            take = end - p
+            if take > s.conn.rx.left:
+                take = s.conn.rx.left
+            p += take
+            s.conn.rx.left -= <uint32_t> take
+            if s.flags & IS_SWALLOWING:
+                run = p
+            continue
+        if end - p < HEADER:
+            break
+        kind = p[0]
+        length = frame_length(p)
+        if is_streaming and (kind == c'D' or kind == c'd') and length >= 4 and length <= MAX_MESSAGE:
+            # Rows of the client's own request: nothing to keep account of, only to pass on.
+            s.conn.rx.kind = kind
+            if <size_t> (end - p) > length:
+                p += length + 1
+            else:
+                s.conn.rx.left = length - 4
+                p += HEADER
+            continue
+        whole = length + 1
+        owner = session_owner(&s.session)
+        if length < 4 or length > MAX_MESSAGE:
+            bad = True
+            break
+        if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S' or (kind == c'E' and owner != OWNER_CLIENT)):
+            if <size_t> (end - p) < whole:
+                break
+        elif kind == c'S':
+            s.flags |= CLOSE_AT_END     # a value too long to follow
+        elif kind == c'Z':
+            bad = True
+            break
+        in_place = session_backend(&s.session, kind)
+        if not in_place:
+            if kind == c'E' and c != NULL:
+                s.flags |= FATAL_SEEN | CLOSE_AT_END
+            else:
+                bad = True
+                break
+        is_ours = c == NULL or owner != OWNER_CLIENT or (s.flags & DEPLOY_FAILED) != 0
+        if is_ours and c != NULL and not is_gone:
+            is_gone = not to_client(e, c, pieces, &count, run, p)
+        if kind == c'S':
+            if whole <= CHUNK - 64:
+                note_parameter(e, s, p + HEADER, length - 4)
+        elif kind == c'E':
+            if owner == OWNER_DEPLOY:
+                s.flags |= DEPLOY_FAILED
+                if c != NULL:
+                    set_note(&c.conn, p, min_size(whole, end - p))
+            elif owner == OWNER_RESET and s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED):
+                s.flags |= RESET_FAILED
+        elif kind == c'Z':
+            if length != 5:
+                bad = True
+                break
+            answered = session_ready(&s.session, p[HEADER])
+            if answered < 0:
+                bad = True
+                break
+            settled = True
+            if answered == OWNER_CLIENT:
+                r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
+                s.query_us = e.now_us
+                if p[HEADER] == c'I':
+                    r.words[counters.ROUTE_TRANSACTIONS] += 1
+                    r.words[counters.ROUTE_TRANSACTION_US] += e.now_us - s.begin_us
+                    s.begin_us = e.now_us
+                elif r.mode == MODE_STATEMENT:
+                    s.flags |= CLOSE_AT_END
+            elif answered == OWNER_DEPLOY:
+                if c != NULL and not s.flags & DEPLOY_FAILED:
+                    share_params(e, s, c)
+            else:
+                reset_answered(e, s)
+        s.conn.rx.kind = kind
+        s.conn.rx.left = length - 4
+        p += HEADER
+        if is_ours:
+            s.flags |= IS_SWALLOWING
+            run = p
+        else:
+            s.flags &= ~<uint32_t> IS_SWALLOWING
+        # A row keeps account of nothing as long as the request it answers is the client's.
+        is_streaming = (not is_ours and (kind == c'D' or kind == c'd' or kind == c'T' or kind == c'H'
+                                         or kind == c'2'))
+    if c != NULL and not is_gone:
+        if p > run:
+            pieces[count].iov_base = run
+            pieces[count].iov_len = p - run
+            count += 1
+        if count:
+            count_out(r, pieces, count)
+            is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
+    if bad or not hold(e, &s.conn, p, end - p):
+        server_broken(e, s)
+        return
+    if is_gone:
+        client_leave(e, c, REASON_CLIENT_GONE)
+        return
+    if c == NULL:
+        if s.conn.state == SERVER_RESETTING and s.conn.rx.left == 0 and s.conn.hold == NULL:
+            settle(e, s)
+        return
+    if c.conn.inject != NULL:
+        inject_now(e, c)
+        if s.client != c:
+            return
+    if not settled:
+        # an asynchronous message may have stood in the way
+        maybe_detach(e, s)
+    elif s.flags & DEPLOY_FAILED:
+        deploy_failed(e, s)
+    elif c.flags & AWAITS_DEPLOY:
+        c.flags &= ~<uint16_t> (AWAITS_DEPLOY | IS_BLOCKED)
+        client_work(e, c)
+    elif c.flags & IN_SETUP:
+        setup_done(e, c)
+        if s.conn.state == SERVER_PARKED:
+            settle(e, s)
+    else:
+        maybe_detach(e, s)
+
+
+cdef void share_params(Engine* e, Server* s, Client* c) noexcept nogil:
+    """Our parameters were accepted: client and server now have the same set."""
+    cdef ParamSet* same = params_settle(s.params, c.params)
+    if same != NULL:
+        replace_params(e, &s.params, params_hold(same))
+        replace_params(e, &c.params, same)
+
+
+cdef void deploy_failed(Engine* e, Server* s) noexcept nogil:
+    """PostgreSQL refused the client's parameters (its ErrorResponse is the client's note)."""
+    cdef Client* c = s.client
+    s.client = NULL
+    c.server = NULL
+    want_text(e, c, REASON_SERVER_DEPLOY_FAILED)
+    if c.flags & IN_SETUP:
+        # The statements of one query are undone together: the server is as it was.
+        enter_reset(e, s)
+        s.flags &= ~<uint32_t> DEPLOY_FAILED
+        settle(e, s)
+    else:
+        # The client's request ran behind the failed one: nobody may see its effects as right.
+        server_close(e, s, REASON_SERVER_DEPLOY_FAILED)
+
+
+cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
+    """The answers to a request are complete: can the server go to another client?"""
+    cdef Client* c = s.client
+    cdef Route* r = s.conn.route
+    if not session_is_idle(&s.session) or s.conn.rx.left or c.flags & IN_SETUP or s.flags & DEPLOY_FAILED:
+        return
+    if c.flags & IS_TERMINATED:
+        client_finish(e, c, REASON_CLIENT_TERMINATED)
+        return
+    if r.mode == MODE_STATEMENT and s.session.status != c'I':
+        s.client = NULL
+        c.server = NULL
+        want_text(e, c, REASON_STATEMENT_POOL)
+        server_close(e, s, REASON_SERVER_DIRTY_END)
+        return
+    if c.flags & IS_HALF_CLOSED and c.conn.hold == NULL:
+        client_finish(e, c, REASON_CLIENT_TERMINATED)
+        return
+    if s.flags & FATAL_SEEN:
+        return
+    if r.mode == MODE_SESSION:
+        return
+    if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain
+            or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size):
+        if c.flags & IS_BLOCKED and (s.pins or s.session.is_uncertain) and not s.cancelling:
+            c.flags &= ~<uint16_t> IS_BLOCKED
+            client_work(e, c)
+        return
+    detach(e, s)
+
+
+cdef void detach(Engine* e, Server* s) noexcept nogil:
+    """Between transactions: client and server part, and the server goes where it is needed."""
+    cdef Client* c = s.client
+    if s.conn.route.discard == DISCARD_ALWAYS:
+        s.flags |= IS_DIRTY
+    unbind(e, s)
+    settle(e, s)
+    if c.flags & IS_BLOCKED and c.conn.state == CLIENT_IDLE:
+        c.flags &= ~<uint16_t> IS_BLOCKED
+        client_work(e, c)
+    else:
+        resume_client(e, c)

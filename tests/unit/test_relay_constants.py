@@ -1,0 +1,30 @@
+"""The relay's numbers are those of Python."""
+
+import re
+from pathlib import Path
+
+import gpooler.relay
+from gpooler.reasons import Reason
+from gpooler.relay.events import ClientEvent, RouteEvent, ServerEvent
+
+RELAY = Path(gpooler.relay.__path__[0])
+
+
+def constants(file: str, prefix: str) -> dict[str, int]:
+    """The C constants of a file whose names begin with a prefix, without it."""
+    text = (RELAY / file).read_text(encoding="utf-8")
+    return {name: int(value) for name, value in re.findall(rf"^ +{prefix}(\w+) = (\d+)", text, re.MULTILINE)}
+
+
+def test_reasons_of_the_relay_are_those_of_python() -> None:
+    numbers = constants("reason.pxd", "REASON_")
+    assert numbers
+    assert numbers == {name: Reason[name].value for name in numbers}
+
+
+def test_event_bits_of_the_relay_are_those_of_python() -> None:
+    numbers = constants("engine.pxd", "EVENT_")
+    for events in (ClientEvent, ServerEvent, RouteEvent):
+        assert {event.name: event.value for event in events} == {
+            event.name: numbers[event.name or ""] for event in events
+        }
