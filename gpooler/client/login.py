@@ -43,6 +43,7 @@ from gpooler.errors import (
 )
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
+from gpooler.net.tcp import set_options, tcp_settings
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
@@ -129,6 +130,10 @@ class Login:
             rule.name: Secret(rule.password.get_secret_value())
             for rule in config.rules
             if rule.password is not None
+        }
+        general = tcp_settings(config.performance)
+        self._socket_changes = {
+            rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
         }
         self._mock_key = mock_key
         self._names = names
@@ -345,6 +350,8 @@ class Login:
                     )
                 )
             )
+        if guest.family and (changes := self._socket_changes[rule.name]):
+            set_options(guest.fd, changes)
         fault_point("login_adopting")
         handle = self._relay.adopt_client(
             guest.detach(),

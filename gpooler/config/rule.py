@@ -257,6 +257,12 @@ class RuleBody(Section):
     )
 
     # TCP, unset: as in [performance]
+    disable_nolinger: OptionalBool = option(
+        None,
+        "As in [performance], for this rule, once its clients are logged in.",
+        reload=Reload.RULE,
+        example=True,
+    )
     keepalive: Annotated[int | None, Number("s", most=KEEPALIVE_MOST)] = option(
         None, "As in [performance], for this rule.", reload=Reload.RULE, example=15
     )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import gevent.socket
 
 from gpooler.errors import ServerConnectFailed
-from gpooler.net.listen import Option
 from gpooler.net.resolve import Address
+from gpooler.net.tcp import Option
 
 
 def connect(addresses: Sequence[Address], options: Sequence[Option]) -> tuple[gevent.socket.socket, Address]:

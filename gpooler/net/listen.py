@@ -1,7 +1,7 @@
 """Binds the listening sockets. Plain sockets: the master, which has no hub, makes them.
 
 Workers inherit and share them. Options of TCP listeners are inherited by what they accept
-(Linux: nodelay, keepalive, linger, user timeout), which saves system calls at every login.
+(Linux: nodelay, keepalive, user timeout), which saves system calls at every login.
 """
 
 import errno
@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from gpooler.errors import ConfigurationError
+from gpooler.net.tcp import Option
 
 _SUN_PATH_MAX: Final = 107  # unix(7): 108 bytes with the final zero
-
-Option = tuple[int, int, int | bytes]
-"""Arguments of setsockopt: level, name, value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +88,6 @@ def bind_listeners(
             listener.close()
         raise
     return listeners
-
-
-def tcp_options(
-    *, is_nodelay: bool, keepalive_s: int, interval_s: int, probes: int, user_timeout_ms: int
-) -> list[Option]:
-    """The options of a TCP connection (tcp(7)). ``keepalive_s`` 0: none.
-
-    A negative ``user_timeout_ms`` stands for a little less than keepalive would take to give up.
-    """
-    options: list[Option] = []
-    if is_nodelay:
-        options.append((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
-    if keepalive_s > 0:
-        options += [
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_s),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes),
-        ]
-        if user_timeout_ms < 0:
-            user_timeout_ms = max(1000 * (keepalive_s + interval_s * probes) - 500, 0)
-        if user_timeout_ms:
-            options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms))
-    return options
 
 
 def _bind_tcp(

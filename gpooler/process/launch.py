@@ -15,7 +15,8 @@ from gpooler.config.model import Config
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
-from gpooler.net.listen import Listener, ListenSpec, bind_listeners, tcp_options
+from gpooler.net.listen import Listener, ListenSpec, bind_listeners
+from gpooler.net.tcp import tcp_settings
 from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT
 from gpooler.process.pidfile import PidFile
@@ -99,7 +100,7 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
 
 def _bind(config: Config) -> list[Listener]:
     """The listeners of the configuration. Raises ConfigurationError."""
-    service, performance = config.service, config.performance
+    service = config.service
     return bind_listeners(
         [
             ListenSpec(index, listen.host, listen.port, listen.backlog)
@@ -108,13 +109,7 @@ def _bind(config: Config) -> list[Listener]:
         unix_socket_dir=service.unix_socket_dir,
         unix_socket_mode=service.unix_socket_mode,
         is_reuseport=service.bindwith_reuseport,
-        options=tcp_options(
-            is_nodelay=performance.nodelay,
-            keepalive_s=performance.keepalive,
-            interval_s=performance.keepalive_keep_interval,
-            probes=performance.keepalive_probes,
-            user_timeout_ms=performance.keepalive_usr_timeout,
-        ),
+        options=tcp_settings(config.performance).options(),
     )
 
 

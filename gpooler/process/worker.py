@@ -20,8 +20,8 @@ from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
 from gpooler.logs.queued import open_log
-from gpooler.net.listen import tcp_options
 from gpooler.net.resolve import Resolver
+from gpooler.net.tcp import tcp_settings
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
@@ -213,25 +213,13 @@ class Worker:
         if known is not None:
             return known
         rule = self._rules[key.rule]
-        performance = self._config.performance
-
-        def of_rule(value: int | None, general: int) -> int:
-            return general if value is None else value
-
-        options = tcp_options(
-            is_nodelay=performance.nodelay,
-            keepalive_s=of_rule(rule.keepalive, performance.keepalive),
-            interval_s=of_rule(rule.keepalive_keep_interval, performance.keepalive_keep_interval),
-            probes=of_rule(rule.keepalive_probes, performance.keepalive_probes),
-            user_timeout_ms=of_rule(rule.keepalive_usr_timeout, performance.keepalive_usr_timeout),
-        )
         route = Route(
             route_id,
             rule,
             key.database,
             key.user,
             endpoint_of(self._config, rule),
-            tuple(options),
+            tuple(tcp_settings(self._config.performance, rule).options()),
         )
         if parameters is not None:
             self._servers.learn(route, parameters, is_news=False)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpooler.errors import ConfigurationError
-from gpooler.net.listen import Listener, ListenSpec, bind_listeners, tcp_options
+from gpooler.net.listen import Listener, ListenSpec, bind_listeners
+from gpooler.net.tcp import TcpSettings
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def unix(directory: Path, mode: int = 0o600) -> list[Listener]:
 
 
 def test_accepted_sockets_inherit_the_options(opened: list[Listener]) -> None:
-    options = tcp_options(is_nodelay=True, keepalive_s=15, interval_s=5, probes=3, user_timeout_ms=-1)
+    options = TcpSettings(True, 15, 5, 3, -1).options()
     opened += bind_listeners([ListenSpec(4, "127.0.0.1", 0, 5)], options=options)
     (listener,) = opened
     assert (listener.index, listener.name) == (4, f"127.0.0.1:{listener.port}")
@@ -51,8 +52,7 @@ def test_accepted_sockets_inherit_the_options(opened: list[Listener]) -> None:
 
 
 def test_no_keepalive_means_no_option() -> None:
-    off = tcp_options(is_nodelay=False, keepalive_s=0, interval_s=5, probes=3, user_timeout_ms=9)
-    assert off == []
+    assert TcpSettings(False, 0, 5, 3, 9).options() == []
 
 
 def test_star_is_every_address_of_both_families(opened: list[Listener]) -> None:
