@@ -47,6 +47,14 @@ class Admission:
         """A counted client of the route is gone."""
         self._own.add_route(route_id, RouteWord.CLIENTS_ADMITTED, -1)
 
+    def total(self, route_id: int, *words: RouteWord) -> int:
+        """The sum of these words of a route over all workers."""
+        return sum(cell.route(route_id, word) for cell in self._all() for word in words)
+
+    def waiting_elsewhere(self, route_id: int) -> int:
+        """Clients of a route that wait in other workers."""
+        return sum(peer.route(route_id, RouteWord.CLIENTS_WAITING) for peer in self.peers.values())
+
     def has_too_many(self) -> bool:
         """Whether this worker should let others accept: it is over the mean, and another one accepts."""
         if not any(peer.process(ProcessWord.LISTENING) for peer in self.peers.values()):

@@ -57,6 +57,7 @@ class Worker:
         )
         self._logger = self._log.logger
         self._relay = Relay(counters.address, context.worker)
+        self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         self._servers = Servers(
             config,
@@ -64,11 +65,12 @@ class Worker:
             counters,
             Resolver(config.performance.dns_cache_ttl),
             self._logger,
-            context.workers,
             self._cancels.deliver,
+            lambda route_id: self._admission.total(
+                route_id, RouteWord.SERVERS_ACTIVE, RouteWord.SERVERS_IDLE
+            ),
         )
         self._cancels.address_of = self._servers.address_of
-        self._admission = Admission(counters)
         self._clients = Clients(
             config,
             self._relay,
