@@ -29,8 +29,8 @@ from gpooler.errors import (
 from gpooler.log import LogContext, Logger, client_id
 from gpooler.net.listen import Listener
 from gpooler.reasons import Reason
-from gpooler.relay.relay import Relay
 from gpooler.relay.events import ClientEvent
+from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters

@@ -26,8 +26,8 @@ from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
 from gpooler.process.heartbeat import BEAT_INTERVAL_S
-from gpooler.relay.relay import Relay
 from gpooler.relay.events import RouteEvent
+from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
 from gpooler.server.servers import Servers
 from gpooler.stats.registry import ProcessWord, RouteWord

@@ -20,9 +20,9 @@ from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, server_id
 from gpooler.net.resolve import Address, Resolver
 from gpooler.reasons import Reason
+from gpooler.relay.events import ServerEvent
 from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
-from gpooler.relay.events import ServerEvent
 from gpooler.routing.route import Route
 from gpooler.server.login import OpenServer, open_server
 from gpooler.stats.registry import RouteWord
