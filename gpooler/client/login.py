@@ -321,7 +321,9 @@ class Login:
         for item in parameters:
             if item.lower() in FIXED:
                 raise ParameterCannotChange(item)
-        name = _application_name(guest, parameters, rule)
+        if not rule.maintain_params:
+            parameters = {}
+        name = _application_name(guest, parameters, rule) if rule.maintain_params else ""
         key = startup_key(parameters)
         greetings = self._greetings.get(route.route_id)
         if greetings is None:

@@ -12,7 +12,7 @@ from typing import Final
 from gpooler.config.model import DEFAULT, Document, ListenBody
 from gpooler.config.problems import KeyPath
 from gpooler.config.rule import RuleBody
-from gpooler.config.storage import parse_endpoints, socket_path
+from gpooler.config.storage import Endpoint, parse_endpoints, socket_path
 from gpooler.config.words import (
     Authentication,
     ConnectionType,
@@ -232,17 +232,43 @@ def warnings(document: Document) -> Iterator[Finding]:
     logging = document.logging
     if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
         yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
+    for name, storage in document.storage.items():
+        if storage.host and any(endpoint.zone for endpoint in _endpoints(storage.host, storage.port)):
+            yield Finding(("storage", name, "host"), "its availability zone means nothing: there is one host")
     for path, database, user, rule in rules_of(document):
-        is_open = (database == DEFAULT and not rule.storage_db) or (user == DEFAULT and not rule.storage_user)
-        if rule.min_pool_size and rule.shared_pool:
-            yield Finding((*path, "min_pool_size"), "is not applied in a shared pool")
-        elif rule.min_pool_size and is_open:
-            text = "is not applied where only the client says which database and user"
-            yield Finding((*path, "min_pool_size"), text)
-        if rule.connection_type is ConnectionType.LOCAL and rule.address is not None:
-            yield Finding((*path, "address"), "never matches: a client of a Unix socket has no address")
-        if rule.pool_pin_on_listen:
-            yield Finding((*path, "pool_pin_on_listen"), "is so in any case")
+        yield from _min_pool_size_warnings(path, database, user, rule)
+        for key, text in _idle_options(rule):
+            yield Finding((*path, key), text)
+
+
+def _endpoints(host: str, port: int) -> tuple[Endpoint, ...]:
+    try:
+        return parse_endpoints(host, port, None)
+    except ValueError:
+        return ()  # an error, told as such
+
+
+def _min_pool_size_warnings(path: KeyPath, database: str, user: str, rule: RuleBody) -> Iterator[Finding]:
+    is_open = (database == DEFAULT and not rule.storage_db) or (user == DEFAULT and not rule.storage_user)
+    if rule.min_pool_size and rule.shared_pool:
+        yield Finding((*path, "min_pool_size"), "is not applied in a shared pool")
+    elif rule.min_pool_size and is_open:
+        text = "is not applied where only the client says which database and user"
+        yield Finding((*path, "min_pool_size"), text)
+
+
+def _idle_options(rule: RuleBody) -> Iterator[tuple[str, str]]:
+    """Options of a rule that do nothing, and why."""
+    if rule.connection_type is ConnectionType.HOSTSSL:
+        yield "connection_type", "never matches: TLS with clients is not built yet"
+    if rule.connection_type is ConnectionType.LOCAL and rule.address is not None:
+        yield "address", "never matches: a client of a Unix socket has no address"
+    if rule.pool_pin_on_listen:
+        yield "pool_pin_on_listen", "is so in any case"
+    if not rule.maintain_params:
+        for key in ("options", "application_name_add_host"):
+            if getattr(rule, key):
+                yield key, "has no effect where maintain_params is off"
 
 
 def is_md5(secret: str) -> bool:

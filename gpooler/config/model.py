@@ -224,7 +224,9 @@ class Limits(Section):
         None, "Clients at once, over all workers; beyond it 53300.", example=1000
     )
     client_max_routing: Count = option(
-        0, "Clients in login at once, over all workers; others wait. 0 is 64 a worker."
+        0,
+        "Logged-in clients that may wait at once for the broker to name their route; others wait for their "
+        "turn. 0 is 64 a worker; workers have equal parts, at least 1.",
     )
     server_login_retry: Annotated[int, Number("ms", least=1)] = option(
         1, "Pause before another try when the server has too many connections."
@@ -237,7 +239,7 @@ class Limits(Section):
         -1, "How long a cancel waits for its turn, then it is dropped; -1 is twice cancel_timeout_ms."
     )
     cancel_max_inflight: Annotated[int, Number(least=-1)] = option(
-        -1, "Cancels toward servers at once; -1 is two a worker."
+        -1, "Cancels toward servers at once; -1 is two a worker. Workers have equal parts, at least 1."
     )
 
     def routing_limit(self, workers: int) -> int:

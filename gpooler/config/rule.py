@@ -131,10 +131,15 @@ class RuleBody(Section):
         (), "Quantiles of transaction and query time to keep."
     )
     application_name_add_host: Bool = option(
-        False, "Show the client's address behind its application_name.", reload=Reload.RULE
+        False,
+        "Show the client's address behind the application_name that it logs in with.",
+        reload=Reload.RULE,
     )
     maintain_params: Bool = option(
-        True, "Give a server the session parameters of the client that takes it.", reload=Reload.RULE
+        True,
+        "Give a server the session parameters of the client that takes it; no: clients get what the server "
+        "has, whatever they ask for at startup, and one that sets a parameter keeps its server.",
+        reload=Reload.RULE,
     )
     log_debug: Bool = option(False, "Debug lines of this rule's clients and servers.", reload=Reload.RULE)
     log_query: Bool = option(False, "Log the queries of this rule's clients.", reload=Reload.RULE)

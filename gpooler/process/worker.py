@@ -232,6 +232,7 @@ class Worker:
             can_cancel=rule.pool_cancel,
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
+            maintain_params=rule.maintain_params,
             log_query=rule.log_query or self._config.logging.log_query,
             pool_timeout_ms=rule.pool_timeout,
             pool_ttl_s=rule.pool_ttl,

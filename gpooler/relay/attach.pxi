@@ -7,10 +7,11 @@ from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK
 from gpooler.relay.params cimport (
-    MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_merge, params_release,
-    params_with,
+    MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_hold, params_merge,
+    params_release, params_with,
 )
 from gpooler.relay.reason cimport REASON_SERVER_LOST, REASON_SERVER_PROTOCOL
+from gpooler.relay.scanner cimport EFFECT_SET
 from gpooler.relay.session cimport OWNER_DEPLOY, session_frontend, session_is_idle
 from gpooler.relay.system cimport MSG_DONTWAIT, MSG_PEEK, pthread_mutex_lock, pthread_mutex_unlock, recv
 
@@ -50,6 +51,8 @@ cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32
     if s.client != NULL:
         replace_params(e, &s.client.params,
                        params_with(s.client.params, body, name_size, value, value_size, flags))
+        if not s.conn.route.maintain_params:
+            pin(e, s.client, EFFECT_SET)
     elif s.conn.state == SERVER_PARKED:
         # nobody asked for it: the server's own default changed
         replace_params(e, &s.initial, params_with(s.initial, body, name_size, value, value_size, flags))
@@ -171,7 +174,9 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
     c.flags &= ~<uint16_t> HAS_SPOKEN
     e.deploy_size = 0
-    if c.flags & IN_SETUP:
+    if not r.maintain_params:
+        replace_params(e, &c.params, params_hold(s.params))
+    elif c.flags & IN_SETUP:
         wants = params_merge(s.initial, c.params)
         if wants != NULL:
             replace_params(e, &c.params, wants)

@@ -147,7 +147,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 take = c.conn.rx.left
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
-                pin(e, c)
+                pin(e, c, c.scan.effects & EFFECT_SESSION)
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
@@ -311,10 +311,9 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     return False
 
 
-cdef void pin(Engine* e, Client* c) noexcept nogil:
-    """Session state that cannot move yet keeps the server with its client."""
+cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
+    """Session state that cannot move yet (Effect bits) keeps the server with its client."""
     cdef Server* s = c.server
-    cdef uint16_t effects = c.scan.effects & EFFECT_SESSION
     if s == NULL or not effects & ~s.pins:
         return
     if not s.pins and c.conn.route.mode != MODE_SESSION:

@@ -229,6 +229,7 @@ cdef struct Route:
     uint8_t can_cancel
     uint8_t can_rollback
     uint8_t attach_check
+    uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
     uint32_t recall_due         # servers to give up at their next release

@@ -20,6 +20,7 @@ class Relay:
         can_cancel: bool,
         can_rollback: bool,
         attach_check: bool,
+        maintain_params: bool,
         log_query: bool,
         pool_timeout_ms: int,
         pool_ttl_s: int,

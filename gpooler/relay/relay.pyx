@@ -185,8 +185,8 @@ cdef class Relay:
         self.post(self.command(COMMAND_STOP))
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, discard, bint can_cancel, bint can_rollback,
-                   bint attach_check, bint log_query, uint64_t pool_timeout_ms, uint64_t pool_ttl_s,
-                   uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
+                   bint attach_check, bint maintain_params, bint log_query, uint64_t pool_timeout_ms,
+                   uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never."""
         cdef Route* r
         cdef Command* command
@@ -204,6 +204,7 @@ cdef class Relay:
         r.can_cancel = can_cancel
         r.can_rollback = can_rollback
         r.attach_check = attach_check
+        r.maintain_params = maintain_params
         r.log_query = log_query
         r.pool_timeout_us = pool_timeout_ms * 1000
         r.pool_ttl_us = pool_ttl_s * 1000000
@@ -539,6 +540,7 @@ cdef class Relay:
     def server(self, uint64_t handle):
         """A server's record as a dictionary. Raises KeyError for a stale handle."""
         cdef Server* s = self.server_of(handle)
+        cdef Client* client = s.client
         return {
             "id": s.conn.id,
             "route": s.conn.route.id,
@@ -549,6 +551,7 @@ cdef class Relay:
             "slot": s.slot,
             "generation": s.slot_generation,
             "pins": s.pins,
+            "client": 0 if client == NULL else (<uint64_t> client.conn.generation << 32) | client.conn.index,
             "opened_us": s.conn.born_us,
             "expires_us": s.expires_us,
             "uses": s.uses,

@@ -159,6 +159,47 @@ def test_rule_options_replace_what_the_client_asks_for(postgres: Postgres, gpool
         assert client.parameters["TimeZone"] == "Asia/Tokyo"
 
 
+@pytest.mark.parametrize("pool", ["session", "transaction"])
+def test_without_maintain_params_clients_get_what_the_server_has(
+    postgres: Postgres, gpooler_factory: Factory, pool: str
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool": pool, "pool_size": 1, "maintain_params": "no"})
+    wanted = {"TimeZone": "Asia/Tokyo", "work_mem": "9MB", "application_name": "shop", "nosuch": "1"}
+    for _ in range(2):
+        with gpooler.raw() as client:
+            client.login(**wanted)
+            assert client.parameters["TimeZone"] == "UTC"
+            assert client.parameters["application_name"] == ""
+            assert settings(client, "TimeZone", "work_mem", "application_name") == ["UTC", "4MB", ""]
+            client.terminate()
+    assert gpooler.route_count(RouteWord.DEPLOYS) == 0
+
+
+def test_without_maintain_params_what_a_client_sets_is_its_own(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 2, "maintain_params": "no"})
+    with postgres.connect("app") as admin:
+        admin.execute(
+            "CREATE OR REPLACE FUNCTION to_tokyo() RETURNS void LANGUAGE plpgsql AS "
+            "$$BEGIN SET TimeZone = 'Asia/Tokyo'; END$$"
+        )
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login()
+        two.login()
+        for change in ("SET TimeZone = 'Asia/Tokyo'", "SELECT to_tokyo()"):
+            one.query(change)
+            assert two.query("SHOW TimeZone") == [["UTC"]]
+            assert one.query("SHOW TimeZone") == [["Asia/Tokyo"]]
+            one.terminate()
+            eventually(lambda: gpooler.route_count(RouteWord.SERVERS_ACTIVE) == 0)
+            assert [two.query("SHOW TimeZone") for _ in range(2)] == [[["UTC"]]] * 2
+            one = gpooler.raw()
+            one.login()
+        one.terminate()
+        assert gpooler.route_count(RouteWord.DEPLOYS) == 0
+
+
 def test_backend_startup_options_reach_the_server(postgres: Postgres, gpooler_factory: Factory) -> None:
     gpooler = gpooler_factory(
         postgres, rule={"pool_size": 1, "backend_startup_options": {"work_mem": "11MB", "jit": "off"}}

@@ -200,6 +200,44 @@ def test_what_odyssey_ignores_is_accepted_with_a_warning() -> None:
     assert all("is ignored" in warning.text for warning in loaded.warnings)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "part"),
+    [
+        (
+            with_rule_lines('connection_type = "hostssl"'),
+            f"{RULE}.connection_type",
+            "TLS with clients is not built yet",
+        ),
+        (
+            with_rule_lines('maintain_params = "no"\noptions = { jit = "off" }'),
+            f"{RULE}.options",
+            "has no effect where maintain_params is off",
+        ),
+        (
+            with_rule_lines('maintain_params = "no"\napplication_name_add_host = "yes"'),
+            f"{RULE}.application_name_add_host",
+            "has no effect where maintain_params is off",
+        ),
+        (with_rule_lines("pool_pin_on_listen = true"), f"{RULE}.pool_pin_on_listen", "in any case"),
+        (
+            with_rule_lines('connection_type = "local"\naddress = "10.0.0.0/8"'),
+            f"{RULE}.address",
+            "never matches",
+        ),
+        (
+            changed('host = "db.example.com"', 'host = "db.example.com:5433:az1"'),
+            "storage.order_storage.host",
+            "availability zone means nothing",
+        ),
+        (with_lines("[logging]", "log_to_stdout = 'no'"), "logging", "no log is written"),
+    ],
+)
+def test_what_is_accepted_and_does_nothing_is_warned_about(text: str, key: str, part: str) -> None:
+    (warning,) = load_text(text).warnings
+    assert warning.key == key
+    assert part in warning.text
+
+
 def test_the_old_name_of_the_drop_options_means_the_same() -> None:
     loaded = load_text(with_lines("[service.online_restart_drop_options]", "rate = 7\ndrop_enabled = 'no'"))
     assert loaded.config.service.conn_drop_options.rate == 7
