@@ -137,7 +137,7 @@ cdef void sweep(Engine* e) noexcept nogil:
             following = at.following
             s = <Server*> at
             c = s.client
-            if c.flags & IS_HALF_CLOSED:
+            if c.flags & (IS_HALF_CLOSED | IS_TERMINATED):
                 probe(e, c)
             elif ((c.conn.rx.left or c.conn.hold != NULL) and r.mode != MODE_SESSION
                     and s.session.status == c'I' and not s.session.is_copy_in and not s.pins
@@ -158,6 +158,9 @@ cdef void sweep(Engine* e) noexcept nogil:
             s = <Server*> at
             if s.deadline_us and e.now_us >= s.deadline_us:
                 s.deadline_us = 0
+                s.flags &= ~<uint32_t> CANCEL_ASKED     # once more, or for the first time after a Terminate
+                if not session_is_idle(&s.session) and r.can_cancel:
+                    ask_cancel(e, s)
                 raise_event(e, at, EVENT_STUCK)
             at = at.following
         r = r.next

@@ -308,6 +308,21 @@ def test_terminate_right_behind_a_query_commits_it(postgres: Postgres, pool: Poo
         eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == 1)
 
 
+@pytest.mark.parametrize("has_sync", [True, False])
+def test_terminate_behind_a_long_query_does_not_keep_the_server_for_ever(
+    postgres: Postgres, pool: Pool, has_sync: bool
+) -> None:
+    _gpooler, connect = pool
+    for request in (query(LONG), parse(LONG) + bind() + execute() + SYNC * has_sync):
+        client = connect()
+        client.send(request)
+        eventually(runs(postgres, LONG))
+        client.terminate()
+        eventually(lambda: "active" not in states(postgres), within=10)
+        with connect() as other:
+            assert other.query("SELECT 1") == [["1"]]
+
+
 def test_terminate_in_a_transaction_rolls_it_back(postgres: Postgres, pool: Pool) -> None:
     _gpooler, connect = pool
     postgres.query("CREATE TABLE IF NOT EXISTS t_term (n int); GRANT ALL ON t_term TO PUBLIC", "app")
