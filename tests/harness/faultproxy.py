@@ -83,6 +83,12 @@ class FaultProxy:
         """Close every connection once ``count`` more bytes went in that direction."""
         self._set(direction, bytes_left=count)
 
+    def insert(self, data: bytes, direction: Direction) -> None:
+        """Send bytes of our own into every connection, which should be quiet meanwhile."""
+        with self._changed:
+            for link in self._links:
+                (link.server if direction == "up" else link.client).sendall(data)
+
     def refuse(self, refusing: bool = True) -> None:
         """Close new connections at once."""
         with self._changed:
