@@ -26,7 +26,7 @@ from gpooler.errors import (
     ServerProtocol,
     StatementPoolRefusal,
 )
-from gpooler.log import LogContext, Logger, client_id
+from gpooler.log import LogContext, Logger, client_id, server_id
 from gpooler.net.listen import Listener
 from gpooler.reasons import Reason
 from gpooler.relay.events import ClientEvent
@@ -127,7 +127,7 @@ class Clients:
             guest.who = LogContext(
                 client=client_id(guest.number), client_host=guest.host, client_port=guest.port
             )
-            self._entrance.feed(guest)
+            self._entrance.read(guest)  # most have sent their startup packet by now
             if self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
@@ -198,6 +198,9 @@ class Clients:
             if setup is not None:
                 try:
                     self.login.finish_setup(handle, setup)
+                    if self._logger.is_debug or setup.route.rule.log_debug:
+                        who = self._who(self._relay.client(handle))
+                        self._logger.debug("set up and logged in", context="startup", who=who, is_wanted=True)
                 except KeyError:
                     pass  # its server is gone already: EVENT_TEXT_WANTED follows
         if bits & ClientEvent.TEXT_WANTED and not bits & ClientEvent.CLOSED:
@@ -209,11 +212,19 @@ class Clients:
         database, user = self._names[int(record["names"])]  # type: ignore[call-overload]
         return LogContext(
             client=client_id(int(record["id"])),  # type: ignore[call-overload]
+            server=self._server_id(int(record["server"])),  # type: ignore[call-overload]
             user=user,
             database=database,
             client_host=_host(int(record["family"]), record["address"]),  # type: ignore[call-overload,arg-type]
             client_port=int(record["port"]),  # type: ignore[call-overload]
         )
+
+    def _server_id(self, handle: int) -> str:
+        """The id of the server a client has; empty for none, or one that is gone."""
+        try:
+            return server_id(self._relay.server(handle)["id"]) if handle else ""
+        except KeyError:
+            return ""
 
     def _say_why(self, handle: int) -> None:
         record = self._relay.client(handle)

@@ -309,7 +309,8 @@ cdef class Entrance:
             if guest is not None:
                 self.read(<Guest> guest)
 
-    cdef int read(self, Guest guest) except -1:
+    cpdef int read(self, Guest guest) except -1:
+        """Take in what is there, hand complete messages to the handler, and wait for more if it expects any."""
         cdef char data[READ]
         cdef ssize_t got
         while True:
@@ -326,7 +327,7 @@ cdef class Entrance:
             self.handler.on_gone(guest, cause)
         return 0
 
-    cpdef int feed(self, Guest guest) except -1:
+    cdef int feed(self, Guest guest) except -1:
         """Hand complete messages to the handler, as long as it expects any."""
         cdef const unsigned char* at
         cdef Py_ssize_t size

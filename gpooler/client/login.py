@@ -90,7 +90,7 @@ class SetUp:
 class Attempt:
     """How far a login is."""
 
-    __slots__ = ("conversation", "is_counted", "packet", "requests", "rule")
+    __slots__ = ("conversation", "is_counted", "is_debugged", "packet", "requests", "rule")
 
     def __init__(self) -> None:
         self.requests: set[type] = set()  # encryption requests seen
@@ -98,6 +98,7 @@ class Attempt:
         self.rule: Rule | None = None  # None: no rule, the exchange fails whatever is answered
         self.conversation: exchange.Exchange | None = None
         self.is_counted = False  # against client_max
+        self.is_debugged = False  # log_debug, in general or of its rule
 
 
 class Login:
@@ -212,6 +213,7 @@ class Login:
             requests.add(type(packet))
             if guest.buffer:
                 raise ProtocolViolation("received unencrypted data after an encryption request")
+            self._logger.debug(f"{type(packet).__name__}: answered N", context="startup", who=guest.who)
             guest.send(REFUSED)
             guest.expect_startup()
         elif isinstance(packet, CancelRequest):
@@ -232,6 +234,9 @@ class Login:
         guest.who.user, guest.who.database = packet.user, packet.database
         fault_point("login_started")
         attempt.rule = rule = self._find_rule(guest, packet)
+        attempt.is_debugged = self._logger.is_debug or (rule is not None and rule.log_debug)
+        if attempt.is_debugged:
+            self._debug(guest, _described(packet, rule))
         if rule is None:
             attempt.conversation = self._doomed(packet)
         else:
@@ -256,8 +261,11 @@ class Login:
             guest.send(negotiation)
         self._go_on(guest, attempt.conversation.challenge())
 
+    def _debug(self, guest: Guest, message: str) -> None:
+        self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
+
     def _find_rule(self, guest: Guest, packet: Startup) -> Rule | None:
-        address = None if guest.family == 0 else ip_address(guest.address)
+        address = ip_address(guest.address) if self._rules.has_addresses and guest.family else None
         kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
         return self._rules.match(packet.database, packet.user, address, kind)
 
@@ -274,11 +282,13 @@ class Login:
 
     def _go_on(self, guest: Guest, said: bytes | Done) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
+        attempt: Attempt = guest.attempt
         if not isinstance(said, Done):
             guest.send(said)
             guest.expect_password()
+            if attempt.is_debugged:
+                self._debug(guest, "authentication: the client is asked")
             return
-        attempt: Attempt = guest.attempt
         packet, rule = attempt.packet, attempt.rule
         assert packet is not None
         if rule is None:
@@ -312,6 +322,9 @@ class Login:
         self._counters.add_process(ProcessWord.LOGINS)
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
         guest.attempt.is_counted = False  # from now on the relay's event gives it back
+        if guest.attempt.is_debugged:
+            what = "its parameters are known" if setup is None else "it is set up on a server"
+            self._debug(guest, f"authenticated, on route {route.route_id}: {what}")
         self._on_adopted(handle, guest, setup)
 
     def _hand_over(
@@ -387,6 +400,15 @@ class Login:
             pid,
             secret,
         )
+
+
+def _described(packet: Startup, rule: Rule | None) -> str:
+    """A startup packet for the log."""
+    parameters = ", ".join(f"{name}={value}" for name, value in packet.parameters.items())
+    found = "no rule" if rule is None else f"rule {rule.name}, authentication {rule.authentication}"
+    return (
+        f"startup packet: protocol {packet.major}.{packet.minor}, {found}, parameters: {parameters or 'none'}"
+    )
 
 
 def _application_name(guest: Guest, parameters: dict[str, str], rule: Rule) -> str:

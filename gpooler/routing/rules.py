@@ -49,11 +49,12 @@ class _Candidate:
 class Rules:
     """The rules of a configuration, indexed by database and user. Immutable."""
 
-    __slots__ = ("_by_pair", "_is_sequential")
+    __slots__ = ("_by_pair", "_is_sequential", "has_addresses")
 
     def __init__(self, config: Config) -> None:
         self._is_sequential = config.routing.sequential_routing
         self._by_pair = _index(config.rules, self._is_sequential)
+        self.has_addresses = any(rule.address is not None for rule in config.rules)
 
     def match(
         self, database: str, user: str, address: Address | None, connection_type: ConnectionType
