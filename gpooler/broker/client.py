@@ -1,8 +1,9 @@
 """The worker's side of the channel to the broker. Survives the broker: a new one is told everything."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import gevent
 from gevent.event import AsyncResult
@@ -28,7 +29,13 @@ class Worker(Protocol):
         """Routes with their parameters, then slots; sent between Hello and ReportEnd."""
 
     def on_broker_message(self, message: Message, fds: list[int]) -> None:
-        """A message that is no answer to ``open_route``."""
+        """A message of the broker, ``RouteRefused`` left out. Raises ChannelProtocolError."""
+
+    def on_broker_gone(self) -> None:
+        """The broker is dead: what it wanted back is nobody's business any more. May be called twice."""
+
+    def on_broker_nonsense(self, cause: str) -> NoReturn:
+        """What the broker says cannot be obeyed: end the process, so that its successor begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class BrokerClient:
             self._reader.join(DRAIN_S)
         if self._channel is not None:
             self._channel.close()
+        self._worker.on_broker_gone()
         self._channel = channel
         self._is_attached = True
         self.send(self._hello())
@@ -86,8 +94,8 @@ class BrokerClient:
 
     @property
     def is_attached(self) -> bool:
-        """Whether the broker lives, as far as we know. Otherwise a server given up now would be lost."""
-        return self._is_attached
+        """Whether the broker has got, or can get, what was sent last, as far as we know."""
+        return self._is_attached and self._channel is not None and not self._channel.is_broken
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue a message; the descriptors stay the caller's."""
@@ -137,17 +145,21 @@ class BrokerClient:
             while (item := channel.receive()) is not None:
                 self._counters.add_process(ProcessWord.BROKER_RECEIVED)
                 self._on_message(*item)
-            self._is_attached = False
-            self._logger.error("the broker is gone; servers already leased go on", context="broker")
         except ChannelClosed:
             return
         except ChannelProtocolError as error:
-            self._logger.error(f"the broker speaks another language: {error}", context="broker")
+            self._worker.on_broker_nonsense(str(error))
+        except Exception:  # noqa: BLE001  # a worker that does not listen would hold its servers for ever
+            self._worker.on_broker_nonsense(traceback.format_exc())
+        self._is_attached = False
+        self._worker.on_broker_gone()
+        self._logger.error("the broker is gone; servers already leased go on", context="broker")
 
     def _on_message(self, message: Message, fds: list[int]) -> None:
-        if isinstance(message, messages.RouteOpened | messages.RouteRefused) and message.token:
+        # The route exists before whoever asked for it runs: the next message may be about it.
+        if not isinstance(message, messages.RouteRefused):
+            self._worker.on_broker_message(message, fds)
+        if isinstance(message, messages.RouteOpened | messages.RouteRefused):
             waiting = self._pending.get(message.token)
             if waiting is not None:
                 waiting[1].set(message)
-            return
-        self._worker.on_broker_message(message, fds)

@@ -50,6 +50,11 @@ class Channel:
         self.received = 0
 
     @property
+    def is_broken(self) -> bool:
+        """Whether the other side was found dead when something was sent: that was dropped."""
+        return self._is_broken
+
+    @property
     def is_closed(self) -> bool:
         """Whether ``close`` was called."""
         return self._is_closed

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from typing import Final
+from typing import Final, NoReturn
 
 import gevent
 from gevent import get_hub, monkey
@@ -25,6 +25,7 @@ from gpooler.net.tcp import tcp_settings
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
+from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import BEAT_INTERVAL_S
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
@@ -261,11 +262,26 @@ class Worker:
             if route.parameters is not None:
                 result.append((broker_messages.RouteParameters(route.route_id, route.parameters), []))
         result.extend(self._servers.report())
+        if self._is_draining:
+            result.append((broker_messages.Draining(), []))
         return result
+
+    def on_broker_gone(self) -> None:
+        """``broker.client.Worker``."""
+        self._recalls.clear()
+        self._relay.forget_recalls()
+
+    def on_broker_nonsense(self, cause: str) -> NoReturn:
+        """``broker.client.Worker``."""
+        self._logger.fatal(f"cannot obey the broker: {cause}", context="worker")
+        self._log.close()
+        os._exit(EXIT_CRASH)
 
     def on_broker_message(self, message: Message, fds: list[int]) -> None:
         """``broker.client.Worker``."""
         match message:
+            case broker_messages.Welcome(version=broker_messages.PROTOCOL_VERSION):
+                pass
             case broker_messages.GrantOpen(route_id=route_id, slot=slot, generation=generation):
                 self._servers.on_grant_open(route_id, slot, generation)
             case broker_messages.GrantServer(
@@ -285,6 +301,8 @@ class Worker:
                 route_id=route_id, rule=rule, database=database, user=user, parameters=known
             ):
                 self._make_route(route_id, RouteKey(rule, database, user), known)
+            case _:
+                raise ChannelProtocolError(f"{message} out of place")
 
     # -- the relay speaks
 

@@ -104,14 +104,17 @@ cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
 
 
 cdef void adopt_server(Engine* e, Server* s) noexcept nogil:
-    list_append(&s.conn.route.resetting, &s.conn)
-    s.conn.state = SERVER_RESETTING
+    list_append(&s.conn.route.parked, &s.conn)
+    s.conn.state = SERVER_PARKED
     s.conn.since_us = e.now_us
-    s.deadline_us = e.now_us + s.conn.route.reset_timeout_us
     if not conn_register(e, &s.conn):
         server_lost(e, s)
         return
-    settle(e, s)
+    # What it said on its way here is heard before anybody gets it: it may be its end.
+    while s.conn.state == SERVER_PARKED and not is_alive(s):
+        look_at_parked(e, s)
+    if s.conn.state == SERVER_PARKED:
+        settle(e, s)
 
 
 cdef void do_inject(Engine* e, Client* c, Command* command) noexcept nogil:
@@ -168,6 +171,15 @@ cdef void do_recall(Engine* e, Command* command) noexcept nogil:
         r.evict_due += command.later
     else:
         r.recall_due += command.later
+
+
+cdef void do_forget_recalls(Engine* e) noexcept nogil:
+    """The broker that wanted servers back is dead, and its successor is owed nothing."""
+    cdef Route* r = e.routes
+    while r != NULL:
+        r.recall_due = 0
+        r.evict_due = 0
+        r = r.next
 
 
 cdef bint is_between(Client* c) noexcept nogil:
@@ -231,6 +243,8 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
         e.routes = command.route
     elif command.kind == COMMAND_RECALL:
         do_recall(e, command)
+    elif command.kind == COMMAND_FORGET_RECALLS:
+        do_forget_recalls(e)
     elif command.kind == COMMAND_DROP_IDLE:
         do_drop_idle(e, command)
     elif command.kind == COMMAND_CONNECT_FAILED:

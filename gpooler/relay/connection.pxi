@@ -114,6 +114,11 @@ cdef void raise_bits(Engine* e, Conn* conn, uint32_t bits, bint is_quiet) noexce
         else:
             e.events_head = conn
         e.events_tail = conn
+    # of two that contradict each other the later one is true
+    if bits & EVENT_DEMAND:
+        conn.event_bits &= ~<uint32_t> EVENT_CALM
+    elif bits & EVENT_CALM:
+        conn.event_bits &= ~<uint32_t> EVENT_DEMAND
     conn.event_bits |= bits
     if not e.is_python_woken:
         if is_quiet:

@@ -265,6 +265,7 @@ cdef enum CommandKind:
     COMMAND_KILL = 10
     COMMAND_ROUTE = 11          # a new route enters the relay's list
     COMMAND_CONNECT_FAILED = 12     # those who wait on the route get the error
+    COMMAND_FORGET_RECALLS = 13     # of all routes
 
 
 cdef struct Command:

@@ -9,8 +9,9 @@ from libc.string cimport memcpy, memset
 from gpooler.relay cimport counters
 from gpooler.relay.engine cimport (
     COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CONNECT_FAILED,
-    COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_INJECT, COMMAND_KILL, COMMAND_RECALL, COMMAND_ROUTE,
-    COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY, DISCARD_NEVER, INDEX_MASK,
+    COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
+    COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
+    DISCARD_NEVER, INDEX_MASK,
     IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, clock_us,
     conn_add, engine_new, engine_run,
@@ -388,6 +389,10 @@ cdef class Relay:
         command.count = count
         command.is_close = is_eviction
         return self.post_for_reply(command)
+
+    def forget_recalls(self):
+        """What was promised to a broker that is dead is not owed any more, on no route."""
+        self.post(self.command(COMMAND_FORGET_RECALLS))
 
     def drop_idle(self, uint32_t count):
         """Drop up to ``count`` clients between transactions: EVENT_TEXT_WANTED.

@@ -51,6 +51,10 @@ ID_BITS: Final = 48
 class Broker(Protocol):
     """What is needed of the way to the broker."""
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether what was sent last may have reached it."""
+
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue a message; the descriptors stay the caller's."""
 
@@ -336,6 +340,10 @@ class Servers:
         del self.leases[handle]
         self._relay.free_server(handle)
         self._send(messages.Returned(lease.route.route_id, lease.slot, lease.generation, state))
+        if self.broker is not None and not self.broker.is_attached:
+            lease.state = state  # nobody is there to take it, and a successor will want to hear of it
+            self._adopt(lease, parameters, initial)
+            return
         os.close(lease.fd)
 
     def _on_closed(self, handle: int, lease: Lease) -> None:

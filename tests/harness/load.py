@@ -3,8 +3,12 @@
 import subprocess
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import psycopg
 
 from tests.harness.gpooler import Gpooler
 from tests.harness.postgres import PASSWORD, Postgres
@@ -60,13 +64,17 @@ class Pgbench:
 
 
 class ServerWatch:
-    """The most client backends that pg_stat_activity has shown at once. A context manager."""
+    """The most client backends that pg_stat_activity has shown at once. A context manager.
+
+    Goes on when PostgreSQL is away for a while; fails at the end if it never had an answer.
+    """
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.most = 0
+        self.looks = 0
         self.failure: Exception | None = None
 
     def __enter__(self) -> "ServerWatch":
@@ -78,15 +86,21 @@ class ServerWatch:
         self._thread.join()
         if kind is None and self.failure is not None:
             raise self.failure
+        assert kind is not None or self.looks, "nothing was seen"
 
     def _run(self) -> None:
         try:
-            with self._postgres.connect() as connection:
-                while not self._stop.wait(0.01):
-                    row = connection.execute(
-                        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-                        " AND application_name <> 'harness' AND usename IS NOT NULL"
-                    ).fetchone()
-                    self.most = max(self.most, row[0] if row else 0)
+            while not self._stop.wait(0.01):
+                with suppress(psycopg.OperationalError), self._postgres.connect() as connection:
+                    self._look(connection)
         except Exception as error:  # noqa: BLE001  # told at the end
             self.failure = error
+
+    def _look(self, connection: psycopg.Connection[Any]) -> None:
+        while not self._stop.wait(0.01):
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                " AND application_name <> 'harness' AND usename IS NOT NULL"
+            ).fetchone()
+            self.most = max(self.most, row[0] if row else 0)
+            self.looks += 1

@@ -1,0 +1,164 @@
+"""The relay alone: what it makes of Python's commands, with clients and servers played by the test."""
+
+import socket
+import threading
+
+import pytest
+
+from gpooler.relay.events import RouteEvent, ServerEvent
+from gpooler.relay.params import ParameterSet
+from gpooler.relay.relay import Relay
+from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.stats.shared import SharedCounters
+from tests.harness import eventually
+from tests.harness.client import message, query
+
+ROUTE = 0
+READY = b"Z\0\0\0\5I"
+ANSWER = b"C\0\0\0\5\0" + READY
+
+
+class House:
+    """A running relay with one transaction route."""
+
+    def __init__(self):
+        self.counters = SharedCounters.create()
+        self.relay = Relay(self.counters.address, 1)
+        self.thread = threading.Thread(target=self.relay.run)
+        self.thread.start()
+        self.relay.open_route(
+            ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
+            log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000,
+            keep=0,
+        )  # fmt: skip
+        self.nothing = ParameterSet.of({}, True)
+        self.sockets = []
+        self.events = []
+
+    def close(self):
+        self.relay.stop()
+        self.thread.join()
+        for sock in self.sockets:
+            sock.close()
+        self.counters.close()
+
+    def pair(self):
+        ours, theirs = socket.socketpair()
+        ours.settimeout(5)
+        theirs.setblocking(False)
+        self.sockets.append(ours)
+        return ours, theirs
+
+    def client(self):
+        ours, theirs = self.pair()
+        self.relay.adopt_client(
+            theirs.detach(), ROUTE, 1, self.nothing, secret=b"0123", address=b"", family=0, port=0, names=0,
+            needs_setup=False, pending=b"",
+        )  # fmt: skip
+        eventually(lambda: self.count(RouteWord.CLIENTS))
+        return ours
+
+    def server(self, said=b"", is_dead=False):
+        ours, theirs = self.pair()
+        self.sockets.append(theirs)
+        ours.sendall(said)
+        if is_dead:
+            ours.close()
+        handle = self.relay.adopt_server(
+            theirs.fileno(), ROUTE, 1, self.nothing, self.nothing, pid=1, secret=b"0123", slot=1,
+            generation=1, opened_us=1, expires_us=0, uses=0, is_unix=True,
+        )  # fmt: skip
+        return ours, handle
+
+    def count(self, word):
+        return self.counters.route(ROUTE, word)
+
+    def poll(self):
+        self.events += self.relay.poll()
+        return self.events
+
+    def reply(self, token):
+        return eventually(lambda: [what for kind, of, what in self.poll() if kind == "=" and of == token])[0]
+
+    def bits(self, kind):
+        return [what for each, _, what in self.poll() if each == kind]
+
+
+@pytest.fixture
+def house():
+    house = House()
+    yield house
+    house.close()
+
+
+def let_the_relay_look(house):
+    """Sweeps pass, about one a second, which is when an idle relay wakes."""
+    beats = house.counters.process(ProcessWord.RELAY_BEAT)
+    eventually(lambda: house.counters.process(ProcessWord.RELAY_BEAT) >= beats + 2)
+
+
+def wait_in_vain(house):
+    """A client asks, waits and goes."""
+    client = house.client()
+    client.sendall(query("SELECT 1"))
+    eventually(lambda: house.count(RouteWord.CLIENTS_WAITING))
+    client.close()
+    eventually(lambda: not house.count(RouteWord.CLIENTS))
+
+
+def test_a_queue_that_came_and_went_unseen_is_calm(house):
+    wait_in_vain(house)
+    let_the_relay_look(house)
+    assert house.bits("r") == [RouteEvent.CALM]
+
+
+def test_demand_after_an_unseen_calm_is_demand(house):
+    wait_in_vain(house)
+    assert eventually(lambda: house.bits("r")) == [RouteEvent.DEMAND]
+    house.events.clear()
+    let_the_relay_look(house)
+    client = house.client()
+    client.sendall(query("SELECT 1"))
+    eventually(lambda: house.count(RouteWord.CLIENTS_WAITING))
+    assert house.bits("r") == [RouteEvent.DEMAND]
+
+
+def test_what_was_promised_to_a_dead_broker_is_kept(house):
+    client = house.client()
+    server, handle = house.server()
+    eventually(lambda: house.count(RouteWord.SERVERS_IDLE))
+    client.sendall(query("SELECT 1"))
+    assert server.recv(100) == query("SELECT 1")
+    assert house.reply(house.relay.recall(ROUTE, 1, False))[:2] == (0, 1)
+    house.relay.forget_recalls()
+    server.sendall(ANSWER)
+    assert client.recv(100) == ANSWER
+    eventually(lambda: house.count(RouteWord.SERVERS_IDLE))
+    assert not house.bits("s")
+    # a new recall counts for itself
+    assert house.reply(house.relay.recall(ROUTE, 1, False))[:2] == (1, 0)
+    assert eventually(lambda: house.bits("s")) == [ServerEvent.RELEASED]
+    house.relay.free_server(handle)
+
+
+def test_a_server_that_died_on_its_way_is_given_to_nobody(house):
+    client = house.client()
+    client.sendall(query("SELECT 1"))
+    eventually(lambda: house.count(RouteWord.CLIENTS_WAITING))
+    house.server(is_dead=True)
+    assert eventually(lambda: house.bits("s")) == [ServerEvent.CLOSED]
+    assert house.count(RouteWord.CLIENTS_WAITING) == 1
+    server, _ = house.server()
+    assert server.recv(100) == query("SELECT 1")
+    server.sendall(ANSWER)
+    assert client.recv(100) == ANSWER
+
+
+def test_a_server_that_said_something_on_its_way_serves(house):
+    client = house.client()
+    client.sendall(query("SELECT 1"))
+    eventually(lambda: house.count(RouteWord.CLIENTS_WAITING))
+    server, _ = house.server(message(b"N", b"\0") + message(b"S", b"TimeZone\0UTC\0"))
+    assert server.recv(100) == query("SELECT 1")
+    server.sendall(ANSWER)
+    assert client.recv(100) == ANSWER
