@@ -141,9 +141,11 @@ class Logger:
         self._flush = flush
         self.is_debug = is_debug
 
-    def debug(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
-        """Protocol detail; nothing without ``log_debug``."""
-        if self.is_debug:
+    def debug(
+        self, message: str, *, context: str = "main", who: LogContext = NOBODY, is_wanted: bool = False
+    ) -> None:
+        """Protocol detail; nothing without ``log_debug``, unless ``is_wanted``: that of a rule."""
+        if self.is_debug or is_wanted:
             self._write("debug", self._formatter(Record(self._now(), "debug", context, message, who)))
 
     def info(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:

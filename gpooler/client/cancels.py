@@ -17,7 +17,7 @@ from gpooler.client import peers
 from gpooler.config.model import Limits
 from gpooler.errors import ServerFault
 from gpooler.faults import fault_point
-from gpooler.log import Logger
+from gpooler.log import NOBODY, LogContext, Logger, server_id
 from gpooler.net.resolve import Address
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.relay.relay import Relay
@@ -49,6 +49,7 @@ class Cancels:
 
     def request(self, pid: int, secret: bytes) -> None:
         """Deal with a CancelRequest. Yields until it is over. What is not found does nothing."""
+        self._logger.debug(f"cancel request for process {pid}", context="cancel")
         if pid & SYNTHETIC_PID:
             owner = (pid >> WORKER_SHIFT) & WORKER_MASK
             if owner == self._worker & WORKER_MASK:
@@ -94,21 +95,31 @@ class Cancels:
         address = self.address_of(handle)
         if address is None:
             return
+        who = self._who(handle, address)
         queue_s = self._limits.cancel_queue_limit_ms / 1000 or None
         if not self._gate.acquire(timeout=queue_s):
-            self._logger.error("cancel request dropped: too many are under way", context="cancel")
+            self._logger.error("cancel request dropped: too many are under way", context="cancel", who=who)
             return
         try:
             fault_point("cancel_sending")
             record = self._relay.server(handle)
             if not send_cancel(address, record["pid"], record["secret"], self._limits.cancel_timeout_ms):
-                self._logger.error(f"cancel request to {address.text} timed out", context="cancel")
+                self._logger.error("cancel request timed out", context="cancel", who=who)
+            else:
+                self._logger.debug("cancel request delivered", context="cancel", who=who)
         except KeyError:
             return  # the server is gone, and with it what it ran
         except ServerFault as error:
-            self._logger.error(f"cancel request failed: {error.log_text()}", context="cancel")
+            self._logger.error(f"cancel request failed: {error.log_text()}", context="cancel", who=who)
         finally:
             self._gate.release()
+
+    def _who(self, handle: int, address: Address) -> LogContext:
+        try:
+            number = self._relay.server(handle)["id"]
+        except KeyError:
+            return NOBODY
+        return LogContext(server=server_id(number), server_host=address.text)
 
     # -- other workers
 

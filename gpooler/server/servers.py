@@ -17,7 +17,7 @@ from gpooler.clock import monotonic_us
 from gpooler.config.model import Config
 from gpooler.errors import PostgresError, ServerFault
 from gpooler.faults import fault_point
-from gpooler.log import LogContext, Logger, server_id
+from gpooler.log import LogContext, Logger, client_id, server_id
 from gpooler.net.resolve import Address, Resolver
 from gpooler.reasons import Reason
 from gpooler.relay.events import ServerEvent
@@ -122,6 +122,7 @@ class Servers:
         fault_point("grant_received")
         lease = Lease(self.routes[route_id], slot, generation, random.getrandbits(ID_BITS))
         self._opening_leases[id(lease)] = lease
+        self._debug(lease, f"may be opened: slot {slot}, generation {generation}")
         self._count_opening(lease.route, 1)
         gevent.spawn(self._open, lease)
 
@@ -134,11 +135,15 @@ class Servers:
         os.set_blocking(fd, False)
         number = int(state.server_id[1:], 16)
         lease = Lease(route, slot, generation, number, fd, Address.parse(state.endpoint), state)
+        self._debug(lease, f"comes from another worker: slot {slot}, generation {generation}")
         initial = _set_of(state.initial_parameters)
         self._adopt(lease, _set_of(state.parameters, state.initial_parameters), initial)
 
     def on_recall(self, route_id: int, recall_id: int, count: int, is_eviction: bool) -> int:
         """Give up servers; returns the relay's token of the answer."""
+        if self._logger.is_debug or self.routes[route_id].rule.log_debug:
+            what = f"the broker wants {count} servers of route {route_id} {'gone' if is_eviction else 'back'}"
+            self._logger.debug(what, context="server", is_wanted=True)
         return self._relay.recall(route_id, count, is_eviction)
 
     def on_keep(self, route_id: int, count: int) -> None:
@@ -172,6 +177,7 @@ class Servers:
         def on_connected(sock: gevent.socket.socket, address: Address) -> None:
             lease.fd = sock.fileno()
             lease.address = address
+            self._debug(lease, "connected, logs in")
             self._send(messages.Connected(*slot, address.text), [lease.fd])
             fault_point("server_connected")
 
@@ -296,16 +302,20 @@ class Servers:
         lease = self.leases[handle]
         slot = (lease.route.route_id, lease.slot, lease.generation)
         if bits & ServerEvent.PINNED:
-            pins = self._relay.server(handle)["pins"]
+            record = self._relay.server(handle)
+            who = self._who(lease)
+            who.client = self._client_id(record["client"])
             self._logger.info(
-                f"server pinned to its client by session state ({_pin_names(pins)})",
+                f"server pinned to its client by session state ({_pin_names(record['pins'])})",
                 context="server",
-                who=self._who(lease),
+                who=who,
             )
         if bits & ServerEvent.PARAMS:
+            self._debug(lease, "reports other values than at its login")
             _, initial = self._relay.server_parameters(handle)
             self.learn(lease.route, _texts(initial), is_news=True)
         if bits & ServerEvent.CANCEL_WANTED:
+            self._debug(lease, "its client left a query behind: it is cancelled")
             gevent.spawn(self._cancel, handle)
         if bits & ServerEvent.CLOSING:
             lease.is_closing = True
@@ -323,6 +333,7 @@ class Servers:
 
     def _on_released(self, handle: int, lease: Lease) -> None:
         fault_point("server_released")
+        self._debug(lease, "goes to another worker")
         record = self._relay.server(handle)
         parameters, initial = self._relay.server_parameters(handle)
         assert lease.state is not None
@@ -370,6 +381,17 @@ class Servers:
     def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self.broker is not None:
             self.broker.send(message, fds)
+
+    def _debug(self, lease: Lease, message: str) -> None:
+        if self._logger.is_debug or lease.route.rule.log_debug:
+            self._logger.debug(message, context="server", who=self._who(lease), is_wanted=True)
+
+    def _client_id(self, handle: int) -> str:
+        """The id of a server's client; empty for none, or one that is gone."""
+        try:
+            return client_id(self._relay.client(handle)["id"]) if handle else ""
+        except KeyError:
+            return ""
 
     def _who(self, lease: Lease) -> LogContext:
         return LogContext(
