@@ -14,7 +14,7 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_POOL_TIMEOUT, REASON_CLIENT_STALLED, REASON_CLIENT_TERMINATED,
     REASON_SERVER_IDLE, REASON_SERVER_LIFETIME, REASON_SERVER_RESET_TIMEOUT,
 )
-from gpooler.relay.session cimport session_is_idle
+from gpooler.relay.session cimport OWNER_CLIENT, session_is_idle, session_owner
 from gpooler.relay.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, SIG_SETMASK, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
@@ -83,7 +83,9 @@ cdef void expire(Engine* e) noexcept nogil:
             following = at.following
             s = <Server*> at
             if e.now_us >= s.deadline_us:
-                if not s.flags & CANCEL_ASKED and not session_is_idle(&s.session):
+                if (not s.flags & CANCEL_ASKED and not session_is_idle(&s.session)
+                        and session_owner(&s.session) == OWNER_CLIENT):
+                    # what its client asked for before it said goodbye: half of the time is left
                     s.deadline_us = e.now_us + r.reset_timeout_us // 2
                     deadline(e, s.deadline_us)
                     ask_cancel(e, s)

@@ -9,7 +9,7 @@ from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, io_recv,
 from gpooler.relay.params cimport ParamSet, params_hold, params_settle
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_TERMINATED, REASON_SERVER_DEPLOY_FAILED, REASON_SERVER_DIRTY_END,
-    REASON_STATEMENT_POOL,
+    REASON_SERVER_LOST, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_backend, session_is_idle, session_owner,
@@ -124,6 +124,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if not in_place:
             if kind == c'E' and c != NULL:
                 s.flags |= FATAL_SEEN | CLOSE_AT_END
+            elif kind == c'E':
+                server_close(e, s, REASON_SERVER_LOST)  # its last words
+                return
             else:
                 bad = True
                 break

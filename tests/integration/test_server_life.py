@@ -191,6 +191,7 @@ def test_news_of_a_death_that_come_together_with_a_request_come_first(
                         eventually(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
                 ((answer,),) = client.rows()
                 assert int(answer or 0) not in doomed
+    assert "server_protocol" not in gpooler.log()
 
 
 def test_a_crash_of_postgres_is_not_seen_by_idle_clients(
