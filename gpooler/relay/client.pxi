@@ -5,7 +5,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
-from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
+from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, MAX_SMALL_MESSAGE, frame_length
 from gpooler.relay.io cimport (
     CHUNK, READ_SIZE, chunk_give, chunk_take, io_recv, iovec, queue_clear, queue_flush,
 )
@@ -95,7 +95,8 @@ cdef inline void after_feed(Engine* e, Client* c) noexcept nogil:
     """The last bytes of late COPY data may come after the answers: nothing else would detach the server."""
     if c.server != NULL and session_is_idle(&c.server.session):
         maybe_detach(e, c.server)
-    resume_client(e, c)
+    if not end_if_stuck(e, c):
+        resume_client(e, c)
 
 
 cdef inline bint is_request(uint8_t kind) noexcept nogil:
@@ -105,6 +106,12 @@ cdef inline bint is_request(uint8_t kind) noexcept nogil:
 
 cdef inline bint is_known(uint8_t kind) noexcept nogil:
     return (is_request(kind) or kind == c'S' or kind == c'H' or kind == c'X' or kind == c'd' or kind == c'c'
+            or kind == c'f')
+
+
+cdef inline bint is_small(uint8_t kind) noexcept nogil:
+    """Messages that PostgreSQL bounds by MAX_SMALL_MESSAGE; a longer one would cost the server."""
+    return (kind == c'S' or kind == c'E' or kind == c'D' or kind == c'C' or kind == c'H' or kind == c'c'
             or kind == c'f')
 
 
@@ -163,7 +170,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 and not c.flags & IS_SKIPPING:
             p += length + 1             # COPY data keeps account of nothing
             continue
-        if length < 4 or length > MAX_MESSAGE or not is_known(kind):
+        if (length < 4 or length > MAX_MESSAGE or not is_known(kind)
+                or length > MAX_SMALL_MESSAGE and is_small(kind)):
             # what stood before it is on the server's account: it goes out
             if s == NULL or send_run(e, c, s, run, p, end, NULL):
                 break_protocol(e, c)
@@ -206,15 +214,15 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 break
             scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
             scan_feed(&c.scan, p + HEADER, need - HEADER)
-            if c.scan.effects & EFFECT_BEGIN:
+            # (What PostgreSQL skips up to a Sync opens no block.)
+            if c.scan.effects & EFFECT_BEGIN and not (s != NULL and s.session.is_skipping):
                 if s != NULL:
                     if not send_run(e, c, s, run, p, end, fresh):
                         return
                     if not session_is_idle(&s.session):
                         # earlier requests of the pipeline are answered first
-                        if session_needs_sync(&s.session):
-                            client_unbind(e, c)
-                            want_text(e, c, REASON_STATEMENT_POOL)
+                        if session_needs_sync(&s.session) or s.session.is_copy_in:
+                            part_with_text(e, c, REASON_STATEMENT_POOL)
                             return
                         c.flags |= IS_BLOCKED
                         hold(e, &c.conn, p, end - p)
@@ -326,9 +334,18 @@ cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
 
 cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
     """A message that is none: the client gets 08P01 and is closed; its server is brought back."""
-    client_unbind(e, c)
     c.flags &= ~<uint16_t> (IS_SCANNING | IS_DROPPING)
-    want_text(e, c, REASON_CLIENT_PROTOCOL)
+    part_with_text(e, c, REASON_CLIENT_PROTOCOL)
+
+
+cdef void part_with_text(Engine* e, Client* c, uint8_t reason) noexcept nogil:
+    """Bring the client's server back and tell the client why; nothing fits into a message it got in part."""
+    cdef bint is_cut = c.server != NULL and c.server.conn.rx.left and not c.server.flags & IS_SWALLOWING
+    client_unbind(e, c)
+    if is_cut:
+        leave_when_sent(e, c, reason)
+    else:
+        want_text(e, c, reason)
 
 
 cdef void want_text(Engine* e, Client* c, uint8_t reason) noexcept nogil:
@@ -355,6 +372,27 @@ cdef void client_terminate(Engine* e, Client* c) noexcept nogil:
 cdef bint is_endless(Server* s) noexcept nogil:
     """Whether the server waits for something that a client which says no more will never send."""
     return s.session.is_copy_in or s.session.is_uncertain or session_needs_sync(&s.session)
+
+
+cdef bint end_if_stuck(Engine* e, Client* c) noexcept nogil:
+    """End a client that says no more when it has begun, or turns out to have begun, what can have no end.
+
+    True when it was ended.
+    """
+    cdef Server* s = c.server
+    if s == NULL or not c.flags & (IS_TERMINATED | IS_HALF_CLOSED) or c.flags & IS_BLOCKED:
+        return False
+    if c.flags & IS_TERMINATED:
+        if session_is_idle(&s.session) or not is_endless(s):
+            return False
+        client_finish(e, c, REASON_CLIENT_TERMINATED)
+        return True
+    if c.conn.flags & IS_READABLE:
+        return False                    # its end may have been seen before all that it sent was read
+    if c.conn.rx.left == 0 and c.conn.hold == NULL and (session_is_idle(&s.session) or not is_endless(s)):
+        return False
+    client_finish(e, c, REASON_CLIENT_GONE)
+    return True
 
 
 cdef void client_finish(Engine* e, Client* c, uint8_t reason) noexcept nogil:

@@ -275,7 +275,10 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
                 c = s.client
                 s.client = NULL
                 c.server = NULL
-                want_text(e, c, command.reason)
+                if s.conn.rx.left and not s.flags & IS_SWALLOWING:
+                    leave_when_sent(e, c, command.reason)   # it got a message in part
+                else:
+                    want_text(e, c, command.reason)
             server_close(e, s, command.reason)
 
 

@@ -10,8 +10,8 @@ from libc.stdint cimport uint8_t, uint32_t
 
 cdef enum:
     HEADER = 5
-    # PostgreSQL accepts up to 1 GiB - 1 in a message (PQ_LARGE_MESSAGE_LIMIT).
-    MAX_MESSAGE = 0x3fffffff
+    MAX_MESSAGE = 0x3ffffffe        # PQ_LARGE_MESSAGE_LIMIT of PostgreSQL; lengths count themselves
+    MAX_SMALL_MESSAGE = 10000       # PQ_SMALL_MESSAGE_LIMIT
 
 
 cdef struct Frame:

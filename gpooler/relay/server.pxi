@@ -199,6 +199,14 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         inject_now(e, c)
         if s.client != c:
             return
+    if (c.flags & (IS_BLOCKED | AWAITS_DEPLOY) == IS_BLOCKED
+            and (s.session.is_skipping or s.session.is_copy_in)):
+        c.flags &= ~<uint16_t> IS_BLOCKED   # the answers it waited for will not come
+        client_work(e, c)
+        if s.client != c:
+            return
+    if c.flags & (IS_TERMINATED | IS_HALF_CLOSED) and end_if_stuck(e, c):
+        return
     if not settled:
         # an asynchronous message may have stood in the way
         maybe_detach(e, s)

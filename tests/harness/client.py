@@ -95,7 +95,7 @@ class Message:
     def fields(self) -> dict[str, str]:
         """The fields of an ErrorResponse or NoticeResponse by their letters."""
         parts = self.body.rstrip(b"\0").split(b"\0")
-        return {part[:1].decode(): part[1:].decode() for part in parts if part}
+        return {part[:1].decode(): part[1:].decode(errors="backslashreplace") for part in parts if part}
 
     def values(self) -> list[str | None]:
         """The columns of a DataRow as text."""
