@@ -169,7 +169,13 @@ def _escape_one(match: re.Match[str]) -> str:
 
 
 def _shown(value: str) -> str:
-    return escape(value) if value else "none"
+    # escape() is not called for what is most common: this runs ten times a login
+    return value if value and value.isprintable() else escape(value) or "none"
+
+
+def _plain(message: str) -> str:
+    is_plain = len(message) <= MAX_MESSAGE and message.isprintable()
+    return message if is_plain else escape(_cut(message))
 
 
 def _cut(message: str) -> str:
@@ -210,7 +216,7 @@ def _flags(pid: int) -> dict[str, Callable[[Record], str | int]]:
         "d": lambda record: _shown(record.who.database),
         "c": lambda record: _shown(record.context),
         "l": lambda record: record.level,
-        "m": lambda record: escape(_cut(record.message)),
+        "m": lambda record: _plain(record.message),
         "M": lambda record: escape(_cut(record.message).translate(_TSKV)),
         "r": lambda record: record.who.client_port or "none",
         "h": lambda record: _shown(record.who.client_host),

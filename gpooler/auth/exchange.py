@@ -6,11 +6,11 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 ``CheckPWChallengeAuth`` does.
 """
 
-import os
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from gpooler.auth import md5, scram
+from gpooler.auth.randomness import random_bytes
 from gpooler.auth.scram import ScramKeys, ScramServer, Verifier
 from gpooler.auth.secrets import Secret, SecretKind
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
@@ -124,7 +124,7 @@ class _Md5Exchange:
 
     def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
         self._user = user
-        self._salt = os.urandom(md5.SALT_LENGTH)
+        self._salt = random_bytes(md5.SALT_LENGTH)
         stored = None if secret is None else secret.md5_hash(encode(user))
         self._stored = _UNKNOWN_MD5 if stored is None else stored
         self._cause = unknown_cause if stored is None else ""

@@ -11,8 +11,8 @@ from gpooler.auth import md5
 from gpooler.auth.scram import ScramKeys, Verifier, derive_keys
 from gpooler.wire.text import encode
 
-# Derived keys kept for one secret, one per salt: the rule's own, and those of the servers it logs in to.
-# Beyond it all are dropped and derived anew, so that changing salts cannot fill the memory.
+# What is kept of one secret: keys by salt (the rule's own, and those of the servers it logs in to) and MD5
+# hashes by user. Beyond it all are dropped and derived anew: new salts or users cannot fill the memory.
 MAX_CACHED: Final = 64
 
 
@@ -27,7 +27,7 @@ class SecretKind(IntEnum):
 class Secret:
     """One secret. Its text never appears in a ``repr``."""
 
-    __slots__ = ("_keys", "_text", "_verifier", "_verifiers", "kind")
+    __slots__ = ("_keys", "_md5", "_text", "_verifier", "_verifiers", "kind")
 
     def __init__(self, text: str) -> None:
         """Tells the kinds apart as PostgreSQL does (``get_password_type``): what is no hash is plain."""
@@ -35,6 +35,7 @@ class Secret:
         self._verifier = Verifier.parse(text)
         self._verifiers: dict[bytes, Verifier] = {}
         self._keys: dict[tuple[bytes, int], ScramKeys] = {}
+        self._md5: dict[bytes, bytes] = {}
         if self._verifier is not None:
             self.kind = SecretKind.SCRAM
         elif md5.is_hash(self._text):
@@ -52,9 +53,14 @@ class Secret:
 
     def md5_hash(self, user: bytes) -> bytes | None:
         """``md5…`` for MD5 authentication of ``user``; None for a SCRAM verifier, which cannot serve it."""
-        if self.kind is SecretKind.PLAIN:
-            return md5.hash_password(self._text, user)
-        return self._text if self.kind is SecretKind.MD5 else None
+        if self.kind is not SecretKind.PLAIN:
+            return self._text if self.kind is SecretKind.MD5 else None
+        found = self._md5.get(user)
+        if found is None:
+            if len(self._md5) >= MAX_CACHED:
+                self._md5.clear()
+            found = self._md5[user] = md5.hash_password(self._text, user)
+        return found
 
     def verifier(self, salt: bytes) -> Verifier | None:
         """The verifier for SCRAM; None for an MD5 hash.

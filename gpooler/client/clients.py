@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import gevent
@@ -38,6 +39,7 @@ from gpooler.wire import messages
 
 TIMEOUT_TICK_S: Final = 0.05  # precision of client_login_timeout
 BALANCE_TICK_S: Final = 0.02  # a worker that paused looks so often whether it may accept again
+REASON_LABELS: Final = {int(reason): reason.label for reason in Reason}
 CLIENT_LEAVING: Final = 4  # relay/engine.pxd: ClientState
 
 
@@ -215,7 +217,7 @@ class Clients:
             server=self._server_id(int(record["server"])),  # type: ignore[call-overload]
             user=user,
             database=database,
-            client_host=_host(int(record["family"]), record["address"]),  # type: ignore[call-overload,arg-type]
+            client_host=_host(int(record["family"]), record["address"]),  # type: ignore[call-overload]
             client_port=int(record["port"]),  # type: ignore[call-overload]
         )
 
@@ -278,18 +280,18 @@ class Clients:
         )
 
     def _on_closed(self, handle: int) -> None:
-        record = self._relay.client(handle)
+        number, route_id, reason, names, family, address, port, born_us = self._relay.free_client(handle)
         self._setups.pop(handle, None)
         self._admission.leave()
-        self._admission.leave_route(record["route"])
+        self._admission.leave_route(route_id)
         if self._is_session_logged:
-            seconds = (monotonic_us() - record["born_us"]) / 1e6
+            database, user = self._names[names]
+            seconds = (monotonic_us() - born_us) / 1e6
             self._logger.info(
-                f"client disconnected: {Reason(record['reason']).label}, after {seconds:.3f} s",
+                f"client disconnected: {REASON_LABELS[reason]}, after {seconds:.3f} s",
                 context="main",
-                who=self._who(record),
+                who=LogContext(client_id(number), "", user, database, _host(family, address), port),
             )
-        self._relay.free_client(handle)
 
     def log_texts(self) -> None:
         """Query texts that wait for the log."""
@@ -322,6 +324,7 @@ def _query_text(text: bytes) -> str:
     return " ".join(part.decode("utf-8", "backslashreplace") for part in text.split(b"\0") if part)
 
 
+@lru_cache(maxsize=1024)
 def _host(family: int, address: bytes) -> str:
     if family == 0:
         return "local"

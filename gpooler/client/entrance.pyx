@@ -13,9 +13,10 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
-import os
 import socket
 from collections import deque
+
+from gpooler.auth.randomness import random_bytes
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -97,28 +98,12 @@ cdef enum:
     MAX_PASSWORD = 65535
     READ = 16384
     MAX_EVENTS = 64
-    RANDOM_POOL = 4096
     ID_BYTES = 6
     MAX_HOSTS = 1024
 
 
 class ClientGone(Exception):
     """The client closed or broke the connection before its login was complete."""
-
-
-cdef bytes _random = b""
-cdef Py_ssize_t _random_at = 0
-
-
-def random_bytes(Py_ssize_t count):
-    """Cryptographically random bytes, taken from the system a page at a time."""
-    global _random, _random_at
-    if _random_at + count > len(_random):
-        _random = os.urandom(RANDOM_POOL)
-        _random_at = 0
-    cdef bytes result = _random[_random_at:_random_at + count]
-    _random_at += count
-    return result
 
 
 cdef uint64_t now_us() noexcept nogil:

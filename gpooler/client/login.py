@@ -13,10 +13,11 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done
+from gpooler.auth.randomness import random_bytes
 from gpooler.auth.secrets import Secret
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.entrance import ClientGone, Guest, random_bytes
+from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import (
     APPLICATION_NAME,
     Greetings,

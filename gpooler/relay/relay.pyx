@@ -31,6 +31,10 @@ cdef ParameterSet wrap(Engine* e, ParamSet** place):
     return result
 
 
+cdef bytes packed_address(Client* c):
+    return (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0]
+
+
 cdef class Relay:
     """The relay of one worker, as the hub sees it. Called by the hub's thread only.
 
@@ -529,7 +533,7 @@ cdef class Relay:
             "pid": c.pid,
             "names": c.names,
             "family": c.address_family,
-            "address": (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0],
+            "address": packed_address(c),
             "port": c.port,
             "born_us": c.conn.born_us,
             "note": b"" if c.conn.note == NULL else (<char*> c.conn.note)[:c.conn.note_size],
@@ -568,8 +572,16 @@ cdef class Relay:
         return wrap(self.e, &s.params), wrap(self.e, &s.initial)
 
     def free_client(self, uint64_t handle):
-        """Give a closed client's record back; its handle is stale from now on."""
+        """Give a closed client's record back; its handle is stale from now on.
+
+        Returns what remains to be said of it: client id, route id, reason, index of its names, address
+        family, address (packed), port, when it was accepted (microseconds of the monotonic clock).
+        """
         cdef Client* c = self.client_of(handle)
+        cdef tuple last = (
+            c.conn.id, c.conn.route.id, c.conn.reason, c.names, c.address_family, packed_address(c), c.port,
+            c.conn.born_us,
+        )
         params_release(c.params)
         c.params = NULL
         if c.conn.note != NULL:
@@ -578,6 +590,7 @@ cdef class Relay:
         c.conn.generation += 1
         c.conn.state = 0
         self.free_clients.append(c.conn.index)
+        return last
 
     def free_server(self, uint64_t handle):
         """Give a closed or released server's record back."""
