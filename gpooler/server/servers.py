@@ -25,6 +25,7 @@ from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
 from gpooler.server.login import OpenServer, open_server
+from gpooler.server.outage import Outages
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire.text import decode, encode
@@ -104,7 +105,7 @@ class Servers:
         self.leases: dict[int, Lease] = {}  # by relay handle
         self._opening: set[int] = set()  # ids of Lease objects being opened
         self._opening_leases: dict[int, Lease] = {}
-        self._failing_since_us: dict[int, int] = {}
+        self._outages = Outages(config.limits.backend_connect_timeout_ms * 1000)
         self._is_ending = False
 
     @staticmethod
@@ -173,6 +174,7 @@ class Servers:
     def _open(self, lease: Lease) -> None:
         route = lease.route
         slot = (route.route_id, lease.slot, lease.generation)
+        began_us = monotonic_us()
 
         def on_connected(sock: gevent.socket.socket, address: Address) -> None:
             lease.fd = sock.fileno()
@@ -192,21 +194,20 @@ class Servers:
         except ServerFault as error:
             del self._opening_leases[id(lease)]
             self._count_opening(route, -1)
-            self._on_failure(lease, error)
+            self._on_failure(lease, error, began_us)
             return
         del self._opening_leases[id(lease)]
         self._count_opening(route, -1)
         self._on_opened(lease, opened)
 
-    def _on_failure(self, lease: Lease, error: ServerFault) -> None:
+    def _on_failure(self, lease: Lease, error: ServerFault, began_us: int) -> None:
         """Who waits is told, unless waiting may help; the broker gets the slot back.
 
         While the route has servers a waiting client will get one of them: only with
         ``pool_acquire_fail_fast`` is it told at once.
         """
         route = lease.route
-        now_us = monotonic_us()
-        since_us = self._failing_since_us.setdefault(route.route_id, now_us)
+        lasted_us = self._outages.failed(route.route_id, began_us, monotonic_us())
         if route.failure is None or route.failure.log_text() != error.log_text():
             self._logger.error(
                 f"server login failed: {error.log_text()}", context="server", who=self._who(lease)
@@ -217,10 +218,7 @@ class Servers:
         retry_ms = self._limits.server_login_retry if code == TOO_MANY_CONNECTIONS else RETRY_MS
         is_final = isinstance(error, PostgresError) and code not in TRANSIENT
         # Without pool_timeout nobody would ever be told: the limit of one connect bounds the wait.
-        is_long = (
-            not route.rule.pool_timeout
-            and now_us - since_us >= self._limits.backend_connect_timeout_ms * 1000
-        )
+        is_long = not route.rule.pool_timeout and lasted_us >= self._limits.backend_connect_timeout_ms * 1000
         is_busy = code == TOO_MANY_CONNECTIONS and route.rule.pool_timeout
         is_hopeless = (is_final or is_long) and not self._count_servers(route.route_id)
         if is_hopeless or route.rule.pool_acquire_fail_fast:
@@ -233,7 +231,7 @@ class Servers:
         route = lease.route
         result = opened.result
         route.failure = None
-        self._failing_since_us.pop(route.route_id, None)
+        self._outages.over(route.route_id)
         now_us = monotonic_us()
         lifetime_us = route.rule.server_lifetime * 1_000_000
         expires_us = now_us + int(lifetime_us * (1 - LIFETIME_SPREAD * random.random())) if lifetime_us else 0
