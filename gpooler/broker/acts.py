@@ -6,7 +6,7 @@ The service holds one duplicate descriptor for each slot name.
 from dataclasses import dataclass
 
 from gpooler.broker.messages import BrokerMessage, WorkerId
-from gpooler.broker.slots import SlotName
+from gpooler.broker.slots import RouteKey, SlotName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,31 @@ class Send:
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Keep the descriptor that came with the message just handled."""
+
+    slot: SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class Entrust:
+    """Give the master a copy of the slot's descriptor, with what a successor must know to end the server."""
+
+    slot: SlotName
+    key: RouteKey
+    endpoint: str
+    pid: int  # 0: in login
+    secret_hex: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inherit:
+    """The descriptor that the master kept is the slot's: no worker has that server."""
+
+    slot: SlotName
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """Close the descriptor that the master kept: a worker has reported the slot."""
 
     slot: SlotName
 
@@ -55,4 +80,4 @@ class Complain:
     text: str
 
 
-Act = Send | Hold | Release | Bury | Complain
+Act = Send | Hold | Entrust | Inherit | Disown | Release | Bury | Complain

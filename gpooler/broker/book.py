@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpooler.broker.acts import Act, Bury, Hold, Send
+from gpooler.broker.acts import Act, Bury, Disown, Entrust, Hold, Inherit, Send
 from gpooler.broker.messages import BrokerMessage, RouteOpened, WorkerId
-from gpooler.broker.slots import Cap, Holding, LedgerError, Route, RouteKey, Slot, SlotState
+from gpooler.broker.slots import Cap, Holding, LedgerError, Route, RouteKey, Slot, SlotName, SlotState
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,16 @@ class RuleLimits:
     shared_pool: str | None
     reset_timeout_ms: int  # how long a dead worker's server is expected to take
     fixed: tuple[str, str] | None  # database and user on the server, where the rule has just one route
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A server of an earlier broker's time, of which the master kept the socket."""
+
+    key: RouteKey
+    endpoint: str
+    pid: int  # 0: it was in login
+    secret_hex: str
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +71,7 @@ class Book:
         self.wake: dict[int, int] = {}  # route id → when to look again
         self.generation = 0  # the last one given
         self.is_serving = False  # every living worker has been attached
+        self.first_new_id = 0  # lower ones may have been given out by an earlier broker
         self.opens_from_us = 0
         self._shared = {name: Cap(f"shared_pool {name}", size) for name, size in shared_pools.items()}
         self._logins = {name: Cap(f"logins at storage {name}", size) for name, size in storages.items()}
@@ -92,7 +103,7 @@ class Book:
 
     def new_route(self, key: RouteKey) -> Route | None:
         """A route with the next id; None when ids are used up. Ids are never given out again."""
-        route_id = max(self.routes, default=-1) + 1
+        route_id = max(self.first_new_id, max(self.routes, default=-1) + 1)
         return self.make_route(route_id, key) if route_id < self.max_routes else None
 
     def make_route(self, route_id: int, key: RouteKey) -> Route:
@@ -153,6 +164,12 @@ class Book:
         """The descriptor that came is the slot's."""
         slot.has_descriptor = True
         self._acts.append(Hold(slot.name))
+        self.entrust(slot)
+
+    def entrust(self, slot: Slot) -> None:
+        """Let the master know what it takes to end the server."""
+        pid, secret_hex = (slot.server.pid, slot.server.secret_hex) if slot.server is not None else (0, "")
+        self._acts.append(Entrust(slot.name, slot.route.key, slot.endpoint, pid, secret_hex))
 
     def bury(self, now_us: int, slot: Slot) -> None:
         """The broker closes the server itself."""
@@ -162,6 +179,24 @@ class Book:
         pid, secret_hex = 0, ""
         if slot.server is not None and not is_idle:
             pid, secret_hex = slot.server.pid, slot.server.secret_hex
+        self._dig(slot, pid, secret_hex)
+
+    def bury_inherited(self, now_us: int, name: SlotName, server: Inherited) -> None:
+        """Close a server that an earlier broker had, unless a worker has reported its slot."""
+        route = self.routes.get(name.route_id)
+        if route is None and server.key not in self.by_key:
+            route = self.make_route(name.route_id, server.key)
+        if route is None or route.key != server.key or name.slot in route.slots:
+            self._acts.append(Disown(name))
+            return
+        slot = route.add(name.slot, self.next_generation(), SlotState.BURIED, None)
+        slot.since_us = now_us
+        slot.endpoint = server.endpoint
+        slot.has_descriptor = True
+        self._acts.append(Inherit(name))
+        self._dig(slot, server.pid, server.secret_hex)
+
+    def _dig(self, slot: Slot, pid: int, secret_hex: str) -> None:
         timeout_us = slot.route.reset_timeout_us
         self._acts.append(Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us))
 

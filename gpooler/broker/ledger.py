@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gpooler.broker.acts import Act, Complain
-from gpooler.broker.book import Book, Member, RuleLimits
+from gpooler.broker.book import Book, Inherited, Member, RuleLimits
 from gpooler.broker.messages import (
     Closed,
     Closing,
@@ -73,6 +73,7 @@ class Ledger:
         self._book = Book(rules, shared_pools, storages, max_routes)
         self._sharing = Sharing(self._book)
         self._pending: dict[tuple[WorkerId, int], OpenRoute] = {}  # until every worker has reported
+        self._inherited: dict[SlotName, Inherited] = {}  # until every worker has reported
         self._must_settle = False
         self._round_us = 0  # the last round
         self._rest_us = 0  # the last round that looked at everything
@@ -101,9 +102,17 @@ class Ledger:
         """A worker lives. With a history it may hold leases: nothing is granted before it has reported."""
         self._book.members[worker] = Member(worker, has_history)
 
-    def serve(self, now_us: int, is_first: bool) -> list[Act]:
-        """Every worker that lives has been attached. ``is_first``: there was no broker before."""
+    def inherit(self, name: SlotName, server: Inherited) -> None:
+        """The master kept this server; to be told before ``serve``. Ended unless a worker reports it."""
+        self._inherited[name] = server
+
+    def serve(self, now_us: int, is_first: bool, first_new_id: int = 0) -> list[Act]:
+        """Every worker that lives has been attached. ``is_first``: there was no broker before.
+
+        ``first_new_id``: lower route ids may have been given out by an earlier broker.
+        """
         self._book.is_serving = True
+        self._book.first_new_id = first_new_id
         self._must_settle = not is_first
         self._begin_if_ready(now_us)
         return self._book.take_acts()
@@ -266,6 +275,9 @@ class Ledger:
         if self._must_settle:
             self._must_settle = False
             self._book.opens_from_us = now_us + SETTLE_US
+        inherited, self._inherited = self._inherited, {}
+        for name, server in inherited.items():
+            self._book.bury_inherited(now_us, name, server)
         pending, self._pending = self._pending, {}
         for (worker, _), message in pending.items():
             self._on_open_route(now_us, self._book.members[worker], message)
@@ -338,6 +350,7 @@ class Ledger:
         slot.endpoint = message.state.endpoint
         slot.since_us = slot.opened_us = now_us
         slot.arrives_us = now_us + ARRIVAL_US  # its client is counted as waiting until the relay has it
+        self._book.entrust(slot)
         slot.route.move(slot, SlotState.LEASED)
         self._sharing.keep_minimum(slot.route)
         self._sharing.login_over(now_us, slot.route)

@@ -7,11 +7,13 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
 
-from gpooler.broker.acts import Act, Bury, Complain, Hold, Release, Send
+from gpooler.broker.acts import Act, Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
+from gpooler.broker.book import Inherited
 from gpooler.broker.burial import bury
 from gpooler.broker.codec import ChannelProtocolError, Message
 from gpooler.broker.ledger import Demand, Ledger
@@ -28,6 +30,19 @@ CancelSender = Callable[[str, int, bytes, int], None]
 """Sends a cancel request: endpoint, pid, secret, timeout in ms. Yields, raises GpoolerError."""
 
 
+class Master(Protocol):
+    """What is needed of the master."""
+
+    def complain(self, worker: WorkerId, text: str) -> None:
+        """Have a worker ended that broke the protocol."""
+
+    def hold(self, server: Entrust, fd: int) -> None:
+        """Have a copy of a server's socket kept for a successor; ``fd`` stays the caller's."""
+
+    def let(self, slot: SlotName) -> None:
+        """The server of that slot is gone."""
+
+
 class BrokerService:
     """Owns the channels and the held descriptors. ``failed`` is set when it cannot go on."""
 
@@ -36,12 +51,12 @@ class BrokerService:
         ledger: Ledger,
         counters: Mapping[int, SharedCounters],
         cancel: CancelSender,
-        complain: Callable[[WorkerId, str], None],
+        master: Master,
         logger: Logger,
         *,
         is_checked: bool,
     ) -> None:
-        """``counters`` by worker number, kept by the caller; ``complain`` has the master end a worker.
+        """``counters`` by worker number, kept by the caller.
 
         ``is_checked``: check the ledger's invariant after every event.
         """
@@ -49,12 +64,13 @@ class BrokerService:
         self.failed: AsyncResult[None] = AsyncResult()
         self._counters = counters
         self._cancel = cancel
-        self._complain = complain
+        self._master = master
         self._logger = logger
         self._is_checked = is_checked
         self._channels: dict[WorkerId, Channel] = {}
         self._greeted: set[WorkerId] = set()
         self._held: dict[SlotName, int] = {}
+        self._inherited: dict[SlotName, int] = {}
         self._due_us = 0
         self._wake = Event()
         self._greenlets: set[gevent.Greenlet] = set()
@@ -74,9 +90,14 @@ class BrokerService:
         if worker not in self._channels:
             self._gone(worker)
 
-    def serve(self, is_first: bool) -> None:
-        """Every worker that lives has been attached; ``is_first``: no broker was there before."""
-        self._apply(self.ledger.serve(monotonic_us(), is_first), [])
+    def inherit(self, name: SlotName, server: Inherited, fd: int) -> None:
+        """A server that an earlier broker had; before ``serve``. ``fd`` is ours from now on."""
+        self._inherited[name] = fd
+        self.ledger.inherit(name, server)
+
+    def serve(self, is_first: bool, first_new_id: int = 0) -> None:
+        """Every worker that lives has been attached; the arguments are those of ``Ledger.serve``."""
+        self._apply(self.ledger.serve(monotonic_us(), is_first, first_new_id), [])
 
     def close(self) -> None:
         """Stop, close every channel and descriptor."""
@@ -85,9 +106,10 @@ class BrokerService:
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
-        for fd in self._held.values():
+        for fd in (*self._held.values(), *self._inherited.values()):
             os.close(fd)
         self._held.clear()
+        self._inherited.clear()
 
     @property
     def held(self) -> int:
@@ -139,7 +161,7 @@ class BrokerService:
         if channel is not None:
             channel.close()
             self._logger.error(f"worker {worker.worker} broke the protocol: {text}", context="broker")
-            self._complain(worker, text)
+            self._master.complain(worker, text)
 
     def _gone(self, worker: WorkerId) -> None:
         self._greeted.discard(worker)
@@ -159,8 +181,17 @@ class BrokerService:
                     channel.send(act.message, () if act.slot is None else (self._held[act.slot],))
             elif isinstance(act, Hold):
                 self._held[act.slot] = fds.pop()
+            elif isinstance(act, Entrust):
+                self._master.hold(act, self._held[act.slot])
+            elif isinstance(act, Inherit):
+                self._held[act.slot] = self._inherited.pop(act.slot)
+            elif isinstance(act, Disown):
+                os.close(self._inherited.pop(act.slot))
+                if act.slot not in self._held:
+                    self._master.let(act.slot)
             elif isinstance(act, Release):
                 os.close(self._held.pop(act.slot))
+                self._master.let(act.slot)
             elif isinstance(act, Bury):
                 self._spawn(self._bury, act)
             else:

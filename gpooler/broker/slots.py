@@ -41,7 +41,8 @@ class SlotState(IntEnum):
 
 
 _MOVES: Final = {
-    SlotState.FREE: (SlotState.OPENING, SlotState.LEASED, SlotState.LEAVING),  # the latter two: by report
+    # the latter three: known from before this broker's time
+    SlotState.FREE: (SlotState.OPENING, SlotState.LEASED, SlotState.LEAVING, SlotState.BURIED),
     SlotState.OPENING: (SlotState.LEASED, SlotState.LEAVING, SlotState.BURIED, SlotState.FREE),
     SlotState.LEASED: (SlotState.RETURNED, SlotState.LEAVING, SlotState.BURIED, SlotState.FREE),
     SlotState.RETURNED: (SlotState.LEASED, SlotState.BURIED),
@@ -257,8 +258,8 @@ class Route:
             return slot.holder.opening
         return slot.holder.leased if slot.state is SlotState.LEASED else slot.holder.leaving
 
-    def add(self, number: int | None, generation: int, state: SlotState, holder: Holding) -> Slot:
-        """Make a free slot ``holder``'s: the one that a worker reports, or the lowest free one."""
+    def add(self, number: int | None, generation: int, state: SlotState, holder: "Holding | None") -> Slot:
+        """Take a free slot: one known from before this broker's time, or the lowest; BURIED has no holder."""
         is_report = number is not None
         slot = Slot(self, self._lowest_free() if number is None else number, generation)
         self.slots[slot.number] = slot

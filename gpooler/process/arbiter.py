@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from gpooler.process.context import (
     BrokerContext,
     WorkerContext,
 )
-from gpooler.process.control import Complaint, Drain, Ready, ReopenLog, Serve
+from gpooler.process.control import Complaint, Drain, HeldServer, LetServer, Ready, ReopenLog, Serve
 from gpooler.process.datagrams import pair
 from gpooler.process.family import BROKER, Child, Family, name_of
 from gpooler.process.fork import fork
@@ -35,6 +36,7 @@ from gpooler.process.heartbeat import STALL_S, TICK_S
 from gpooler.process.link import Link
 from gpooler.process.pidfile import PidFile
 from gpooler.process.signals import SignalQueue
+from gpooler.process.vault import Vault
 from gpooler.stats.shared import SharedCounters
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ class Arbiter:
         """
         self._signals = SignalQueue()
         self._family = Family()
+        self._vault = Vault()
         try:
             self._start(BROKER)
             for number in range(1, self._workers + 1):
@@ -126,6 +129,7 @@ class Arbiter:
         finally:
             self._kill_all()
             self._family.close()
+            self._vault.close()
             self._signals.close()
         return self._status
 
@@ -170,6 +174,7 @@ class Arbiter:
         """In the child: close what is not its own, run its entry point, return the exit status."""
         self._signals.forget()
         self._family.forget()
+        self._vault.close()
         self._log.close()
         if self._pid_file is not None:
             os.close(self._pid_file.fd)
@@ -217,6 +222,7 @@ class Arbiter:
         """Tell a new broker that it knows every worker there is."""
         broker = self._family.get(BROKER)
         if broker is not None:
+            self._vault.hand_over(broker.link)
             broker.link.send(Serve())
 
     def _reap(self) -> None:
@@ -229,6 +235,8 @@ class Arbiter:
 
     def _bury(self, child: Child, code: int) -> None:
         """Draw the conclusions from the end of a child; ``code`` is minus the signal where one ended it."""
+        with suppress(ChannelProtocolError):
+            self._listen_to(child)  # its last words
         self._family.remove(child)
         how = f"was ended by signal {-code}" if code < 0 else f"exited with status {code}"
         text = f"{child.name} (pid {child.pid}) {how}"
@@ -308,15 +316,26 @@ class Arbiter:
         for child in self._family.children:
             child.link.send_queued()
             try:
-                for message in child.link.receive():
-                    if isinstance(message, Ready):
-                        self._note_ready(child)
-                    elif isinstance(message, Complaint) and child.number == BROKER:
-                        self._heed(message)
-                    else:
-                        raise ChannelProtocolError(f"{type(message).__name__} from {child.name}")
+                self._listen_to(child)
             except ChannelProtocolError as error:
                 self._kill(child, f"broke the protocol between processes: {error.log_text()}")
+
+    def _listen_to(self, child: Child) -> None:
+        """Raises ChannelProtocolError."""
+        for message, fds in child.link.receive():
+            match message:
+                case Ready():
+                    self._note_ready(child)
+                case Complaint() if child.number == BROKER:
+                    self._heed(message)
+                case HeldServer() if child.number == BROKER:
+                    self._vault.hold(message, fds[0])
+                case LetServer() if child.number == BROKER:
+                    self._vault.let(message)
+                case _:
+                    for fd in fds:
+                        os.close(fd)
+                    raise ChannelProtocolError(f"{type(message).__name__} from {child.name}")
 
     def _note_ready(self, child: Child) -> None:
         child.is_ready = True

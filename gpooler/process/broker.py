@@ -9,11 +9,13 @@ import gevent
 from gevent import monkey
 
 from gpooler import faults
-from gpooler.broker.book import RuleLimits
+from gpooler.broker.acts import Entrust
+from gpooler.broker.book import Inherited, RuleLimits
 from gpooler.broker.codec import ChannelProtocolError, Message
 from gpooler.broker.ledger import Ledger
 from gpooler.broker.messages import WorkerId
 from gpooler.broker.service import BrokerService
+from gpooler.broker.slots import RouteKey, SlotName
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config, Rule
 from gpooler.config.words import StorageType
@@ -93,7 +95,7 @@ class Broker:
             Ledger(rule_limits(config), shared_pools, storages, MAX_ROUTES),
             self._totals.workers,
             _cancel,
-            self._complain,
+            self,
             self._logger,
             is_checked=context.is_debug,
         )
@@ -130,14 +132,38 @@ class Broker:
                 if self._incarnations.get(worker) == incarnation:
                     self._totals.detach(worker)
                 self._service.detach(WorkerId(worker, incarnation))
+            case control.HeldServer(route_id=route_id, slot=slot) as held:
+                key = RouteKey(held.rule, held.database, held.user)
+                server = Inherited(key, held.endpoint, held.pid, held.secret_hex)
+                self._service.inherit(SlotName(route_id, slot), server, fds[0])
             case control.Serve():
-                self._service.serve(self._context.incarnation == _FIRST_INCARNATION)
+                self._service.serve(self._context.incarnation == _FIRST_INCARNATION, self._first_new_id())
                 self._control.send(control.Ready(os.getpid()))
             case control.ReopenLog():
                 self._log.reopen()
 
-    def _complain(self, worker: WorkerId, text: str) -> None:
+    def _first_new_id(self) -> int:
+        """Route ids below may have been given out by an earlier broker: something was counted under them."""
+        used = [
+            route_id
+            for counters in (self._context.past, *self._totals.workers.values())
+            for route_id in counters.used_routes()
+            if any(counters.route_block(route_id))
+        ]
+        return max(used, default=-1) + 1
+
+    def complain(self, worker: WorkerId, text: str) -> None:
+        """``broker.service.Master``."""
         self._control.send(control.Complaint(worker.worker, worker.incarnation, text))
+
+    def hold(self, server: Entrust, fd: int) -> None:
+        """``broker.service.Master``."""
+        held = control.HeldServer(*server.slot, *server.key, server.endpoint, server.pid, server.secret_hex)
+        self._control.send(held, [fd])
+
+    def let(self, slot: SlotName) -> None:
+        """``broker.service.Master``."""
+        self._control.send(control.LetServer(*slot))
 
     def _reporters(self) -> Iterator[gevent.Greenlet]:
         logging, metrics = self._context.config.logging, self._context.config.metrics

@@ -14,9 +14,10 @@ Over the control channel (``process/control.py``) the master sends, in any order
 
 - to a worker: the channel to the current broker; a channel and the counters of each other worker; that
   another worker is gone (reaped); drain; reopen the log.
-- to the broker: a channel and the counters of each worker; that a worker is gone; reopen the log.
+- to the broker: a channel and the counters of each worker; that a worker is gone; reopen the log; the
+  servers that an earlier broker had (``process/vault.py``).
 
-and a child sends *ready* once, when it serves. A child that cannot boot logs why and returns EXIT_BOOT.
+and a child sends *ready* once, when it serves; the broker also complaints, and copies of servers' sockets. A child that cannot boot logs why and returns EXIT_BOOT.
 A drained worker returns EXIT_OK. Any other end is a death, and a new incarnation is forked. When the last
 worker has drained, the broker sees EOF. A child bumps its beats as ``process/heartbeat.py`` says, and opens
 its log with ``logs.queued.open_log(context.log, …)``.

@@ -84,6 +84,37 @@ class ReopenLog:
     DESCRIPTORS: ClassVar[int] = 0
 
 
+# --- between master and broker ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HeldServer:
+    """A server's socket and what is needed to end it: kept by the master for the broker's successor.
+
+    From the broker when it gets the socket, again when the server is logged in. To a new broker before
+    ``Serve``: what an earlier one had.
+    """
+
+    DESCRIPTORS: ClassVar[int] = 1
+    route_id: int
+    slot: int
+    rule: str
+    database: str
+    user: str
+    endpoint: str
+    pid: int  # 0: in login
+    secret_hex: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetServer:
+    """From the broker: the PostgreSQL process of that slot is gone, the socket is of no use any more."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    route_id: int
+    slot: int
+
+
 # --- child to master ------------------------------------------------------------------------------
 
 
@@ -114,6 +145,8 @@ CODEC: Final = Codec(
         AttachWorker,
         DetachWorker,
         Serve,
+        HeldServer,
+        LetServer,
         ReopenLog,
         Ready,
         Complaint,

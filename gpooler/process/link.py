@@ -3,9 +3,9 @@
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gpooler.broker.codec import ChannelProtocolError, Message
+from gpooler.broker.codec import Message
 from gpooler.process.control import CODEC
 from gpooler.process.datagrams import BUSY_ERRORS, pack, receive, send_datagram
 
@@ -50,25 +50,19 @@ class Link:
             self._queue.popleft()
             _close(fds)
 
-    def receive(self) -> list[Message]:
-        """The messages that have come. No child sends descriptors. Raises ChannelProtocolError."""
-        messages: list[Message] = []
+    def receive(self) -> Iterator[tuple[Message, list[int]]]:
+        """The messages that have come, with their descriptors, the caller's. Raises ChannelProtocolError."""
         while not self.is_closed:
             try:
                 item = receive(self._sock, CODEC)
             except BlockingIOError:
-                break
+                return
             except ConnectionError:
                 item = None
             if item is None:
                 self.close()  # EOF would be readable for ever; the death itself comes as SIGCHLD
-                break
-            message, fds = item
-            if fds:
-                _close(fds)
-                raise ChannelProtocolError(f"{type(message).__name__} from a child with descriptors")
-            messages.append(message)
-        return messages
+                return
+            yield item
 
     def close(self) -> None:
         """Close everything: the child sees EOF once no other process holds this end."""

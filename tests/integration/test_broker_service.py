@@ -8,7 +8,7 @@ import gevent.event
 import pytest
 
 from gpooler.broker import messages as m
-from gpooler.broker.book import RuleLimits
+from gpooler.broker.book import Inherited, RuleLimits
 from gpooler.broker.ledger import Ledger
 from gpooler.broker.service import BrokerService
 from gpooler.log import LogSettings
@@ -47,6 +47,7 @@ class House:
         self.counters = {}
         self.cancels = []
         self.complaints = []
+        self.vault = {}  # what the master keeps
         self.incarnation = 0
         self.workers = []
         self.services = []
@@ -60,12 +61,24 @@ class House:
             Ledger(RULES, {}, {"p": 9}, 10),
             self.counters,
             lambda endpoint, pid, secret, timeout_ms: self.cancels.append((endpoint, pid, secret)),
-            lambda worker, text: self.complaints.append((worker, text)),
+            self,
             DirectLog(SETTINGS, [self.sink]).logger,
             is_checked=True,
         )
         self.services.append(service)
         return service
+
+    def complain(self, worker, text):
+        self.complaints.append((worker, text))
+
+    def hold(self, server, fd):
+        self.let(server.slot)
+        self.vault[server.slot] = (server, os.dup(fd))
+
+    def let(self, slot):
+        _, fd = self.vault.pop(slot, (None, -1))
+        if fd >= 0:
+            os.close(fd)
 
     def add_worker(self, number):
         self.incarnation += 1
@@ -84,6 +97,8 @@ class House:
         gevent.sleep(0)
         for worker in self.workers:
             worker.counters.close()
+        for slot in list(self.vault):
+            self.let(slot)
         self.listener.close()
 
 
@@ -254,6 +269,41 @@ def test_a_new_broker_learns_all_from_the_workers(house):
     assert house.service.held == 1
     first.say(m.Closed(*slot))
     settle(lambda: house.service.held == 0)
+
+
+def test_the_master_keeps_a_copy_until_the_server_is_gone(house):
+    first = house.add_worker(1)
+    route_id = first.open_route()
+    first.want(route_id, 1)
+    grant = first.hear(m.GrantOpen)
+    first.open_server(grant)
+    settle(lambda: [server.pid for server, _ in house.vault.values()] == [4711])
+    first.say(m.Closed(route_id, grant.slot, grant.generation))
+    settle(lambda: not house.vault)
+
+
+def test_a_server_whose_worker_and_broker_died_is_cancelled_by_the_next_broker(house):
+    first = house.add_worker(1)
+    route_id = first.open_route()
+    first.want(route_id, 1)
+    grant = first.hear(m.GrantOpen)
+    server, _ = first.open_server(grant)
+    settle(lambda: [server.pid for server, _ in house.vault.values()] == [4711])
+    server = server.dup()
+    house.service.close()
+    first.die()
+    house.service = house.new_service()
+    for name, (kept, fd) in house.vault.items():
+        inherited = Inherited(kept.key, kept.endpoint, kept.pid, kept.secret_hex)
+        house.service.inherit(name, inherited, os.dup(fd))
+    house.service.serve(is_first=False)
+    settle(lambda: house.cancels)
+    assert house.cancels == [(house.endpoint, 4711, bytes.fromhex("00c0ffee"))]
+    assert server.recv(1) == b""
+    assert (house.service.held, len(house.vault)) == (1, 1)
+    server.close()
+    settle(lambda: not house.vault)
+    assert house.service.held == 0
 
 
 def test_a_worker_that_breaks_the_protocol_is_reported_and_loses_its_slots_when_it_is_reaped(house):

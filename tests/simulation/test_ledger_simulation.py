@@ -176,6 +176,20 @@ def test_a_broker_that_dies_under_load_is_not_felt():
     assert world.complaints == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_runs_when_worker_and_broker_die_together_keeps_its_slot(seed):
+    """The world counts: nothing is opened instead before PostgreSQL has let go."""
+    long, short = Load(4, service_us=20 * SECOND), Load(8)
+    world = world_of(4, [long, short], seed=seed, faults=Faults(stubborn=500))
+    world.run(3 * SECOND)
+    for _ in range(3):
+        world.kill_worker(world.workers[0], respawn_us=SECOND)
+        world.kill_broker(respawn_us=50 * MS)
+        world.run(10 * SECOND)
+    assert world.complaints == []
+    assert sum(leases(world)) == 4
+
+
 def test_a_new_broker_grants_nothing_before_a_stalled_worker_has_reported():
     world = world_of(4, [Load(4), Load(4), Load(1)])
     world.run(SECOND)

@@ -10,7 +10,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from gpooler.broker.acts import Bury, Complain, Hold, Release, Send
+from gpooler.broker.acts import Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
+from gpooler.broker.book import Inherited
 from gpooler.broker.ledger import Demand, Ledger
 from gpooler.broker.messages import (
     Closed,
@@ -88,6 +89,7 @@ class World:
         self.processes = {}
         self.workers = []
         self.broker = None
+        self.vault = {}  # the master's copies of descriptors, by slot
         self.incarnation = 0
         self.brokers = 0
         self.most_visible = {}
@@ -173,6 +175,10 @@ class World:
         self.broker = Broker(self)
         for worker in self.workers:
             self.broker.attach(worker)
+        self.broker.inherited = {slot: process for slot, (process, _) in self.vault.items()}
+        for slot, (process, server) in self.vault.items():
+            process.holders.add(self.broker)
+            self.broker.ledger.inherit(slot, server)
         self.broker.apply(self.broker.ledger.serve(self.now, self.brokers == 0))
         self.brokers += 1
         self.broker.plan_tick()
@@ -183,6 +189,18 @@ class World:
         broker, self.broker = self.broker, None
         broker.die()
         self.at(respawn_us, self.start_broker)
+
+    def keep_copy(self, act, process):
+        """The master keeps a copy of a descriptor; an older one of the slot goes."""
+        self.drop_copy(act.slot)
+        process.holders.add(act.slot)
+        server = Inherited(act.key, act.endpoint, act.pid, act.secret_hex)
+        self.vault[act.slot] = (process, server)
+
+    def drop_copy(self, slot):
+        process, _ = self.vault.pop(slot, (None, None))
+        if process is not None:
+            self.drop(process, slot)
 
     # --- results ---
 
@@ -242,6 +260,7 @@ class Broker:
         self.ledger = Ledger(world.rules, world.shared_pools, {"p": world.logins}, 100)
         self.links = {}
         self.held = {}
+        self.inherited = {}
         self.workers = {}
         self.tick_at = 0
 
@@ -255,7 +274,7 @@ class Broker:
 
     def die(self):
         self.is_alive = False
-        for process in self.held.values():
+        for process in (*self.held.values(), *self.inherited.values()):
             self.world.drop(process, self)
         for worker in self.workers.values():
             if worker.is_alive:
@@ -282,8 +301,20 @@ class Broker:
                     assert slot not in self.held
                     self.held[slot] = process
                     process.holders.add(self)
+                case Entrust(slot):
+                    self.world.keep_copy(act, self.held[slot])
+                case Inherit(slot):
+                    assert slot not in self.held
+                    self.held[slot] = self.inherited.pop(slot)
+                case Disown(slot):
+                    process = self.inherited.pop(slot)
+                    if process not in self.held.values():
+                        self.world.drop(process, self)
+                    if slot not in self.held:
+                        self.world.drop_copy(slot)
                 case Release(slot):
                     self.world.drop(self.held.pop(slot), self)
+                    self.world.drop_copy(slot)
                 case Send(worker, message, slot):
                     self.send(worker, message, slot)
                 case Bury():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpooler.broker.acts import Bury, Complain, Hold, Release, Send
-from gpooler.broker.book import RuleLimits
+from gpooler.broker.acts import Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
+from gpooler.broker.book import Inherited, RuleLimits
 from gpooler.broker.ledger import REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
 from gpooler.broker.messages import (
     Closed,
@@ -33,11 +33,13 @@ from gpooler.broker.messages import (
     WorkerId,
 )
 from gpooler.broker.shares import PROTECTION_US
-from gpooler.broker.slots import LedgerError, SlotName, SlotState
+from gpooler.broker.slots import LedgerError, RouteKey, SlotName, SlotState
 
 A, B, C = WorkerId(1, 1), WorkerId(2, 2), WorkerId(3, 3)
 STATE = ServerState("s1", 7, "aabb", "/s", {}, {}, 0, 0, 0)
 ROUTE = 0
+USUAL = RouteKey("r", "d", "u")
+LAST_WILL = ("/s", 7, "aabb")  # what it takes to end the server of STATE
 
 
 def limits(pool_size=2, minimum=0, shared=None, fixed=None):
@@ -339,7 +341,8 @@ def report(desk, worker, *slots):
     desk.say(worker, ReportRoute(4, "r", "d", "u"))
     for slot, generation in slots:
         acts = desk.say(worker, ReportServer(4, slot, generation, SlotPhase.OPEN, STATE))
-        assert acts == [Hold(SlotName(4, slot))]
+        entrusted = Entrust(SlotName(4, slot), USUAL, *LAST_WILL)
+        assert acts == [Hold(SlotName(4, slot)), entrusted]
     return desk.say(worker, ReportEnd())
 
 
@@ -369,6 +372,62 @@ def test_a_dead_worker_is_not_waited_for():
     assert not desk.ledger.is_ready
     desk.ledger.worker_gone(desk.now, B)
     assert desk.ledger.is_ready
+
+
+def test_the_master_is_entrusted_with_a_server_at_the_connect_and_at_the_login(desk):
+    desk.open_routes(A)
+    (grant,) = sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)
+    at = (ROUTE, grant.slot, grant.generation)
+    name = SlotName(ROUTE, grant.slot)
+    assert desk.say(A, Connected(*at, "/s")) == [Hold(name), Entrust(name, USUAL, "/s", 0, "")]
+    assert Entrust(name, USUAL, *LAST_WILL) in desk.say(A, Opened(*at, STATE))
+
+
+def test_a_server_whose_worker_and_broker_died_keeps_its_slot_until_it_is_gone():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({"r": limits(2)}, {}, {"p": 9}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
+    desk.ledger.inherit(SlotName(4, 2), Inherited(USUAL, *LAST_WILL))
+    desk.ledger.serve(desk.now, is_first=False)
+    acts = report(desk, A, (2, 70))
+    name = SlotName(4, 1)
+    assert acts == [Inherit(name), Bury(name, 71, *LAST_WILL, 1_500_000), Disown(SlotName(4, 2))]
+    desk.now += SETTLE_US
+    assert sent(desk.say(A, Want(4, 1)), GrantOpen) == []
+    acts = desk.ledger.gone(desk.now, name, 71)
+    assert acts[0] == Release(name)
+    assert len(sent(acts, GrantOpen)) == 1
+
+
+def test_a_server_that_nobody_reports_is_not_buried_before_every_report():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({"r": limits(2)}, {}, {"p": 9}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.attach(B, True)
+    desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
+    assert desk.ledger.serve(desk.now, is_first=False) == []
+    assert report(desk, A) == []
+    assert desk.ledger.worker_gone(desk.now, B)[0] == Inherit(SlotName(4, 1))
+    desk.ledger.check()
+
+
+def test_a_server_of_a_rule_that_is_gone_is_ended():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({}, {}, {}, 100)
+    desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
+    assert isinstance(desk.ledger.serve(desk.now, is_first=False)[1], Bury)
+    desk.ledger.check()
+
+
+def test_route_ids_that_something_was_counted_under_are_not_given_out_again():
+    desk = Desk(workers=())
+    desk.ledger = Ledger({"r": limits()}, {}, {"p": 9}, 100)
+    desk.ledger.attach(A, True)
+    desk.ledger.serve(desk.now, is_first=False, first_new_id=9)
+    report(desk, A)
+    assert sent(desk.say(A, OpenRoute(1, "r", "d", "new")), RouteOpened)[0].route_id == 9
+    assert sent(desk.say(A, OpenRoute(2, "r", "d", "newer")), RouteOpened)[0].route_id == 10
 
 
 def test_servers_above_the_cap_are_reported_kept_and_shed():
