@@ -5,8 +5,12 @@ slots, pg_stat_activity.
 """
 
 import json
+import os
 import random
+import re
+import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 import pytest
 import scramp
 
+from gpooler.config.load import ConfigError, load
 from gpooler.stats.registry import ProcessWord, RouteWord
 from tests.harness import PASSWORD, Gpooler, Postgres, RawClient, eventually, free_port
 from tests.harness.bystander import Bystander
@@ -39,6 +44,7 @@ from tests.harness.client import (
     startup,
     text,
 )
+from tests.harness.gpooler import command
 
 Factory = Callable[..., Gpooler]
 
@@ -831,3 +837,124 @@ def assert_well_formed(client: RawClient) -> None:
         assert answer.kind in b"RSKZNETDCI123nstGHWdcAV", answer
         if answer.kind == b"E":
             assert answer.fields()["C"] != "XX000", answer.fields()
+
+
+# --- configuration ------------------------------------------------------------------------------
+
+EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
+WHOLE_CONFIG = """\
+include = ["more.toml"]
+[service]
+pid_file = "{directory}/pid"
+[logging]
+log_format = "%p %t %e %l [%i %s] (%c) %m\\n"
+log_to_stdout = true
+[performance]
+workers = 2
+[[listen]]
+host = "127.0.0.1"
+port = {port}
+[storage.pg]
+type = "remote"
+host = "127.0.0.1"
+port = 5432
+[database.default.user.default]
+authentication = "scram-sha-256"
+password = "secret"
+storage = "pg"
+pool = "transaction"
+pool_size = 20
+"""
+
+
+def run_to_end(file: Path) -> tuple[int, str]:
+    """Run gpooler, which must end by itself; its exit status and what it said."""
+    process = subprocess.run(
+        [*command(), "run", "-c", str(file)], capture_output=True, text=True, timeout=20, check=False
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+def test_a_broken_configuration_says_so_and_ends(tmp_path: Path) -> None:
+    port = free_port()
+    good = WHOLE_CONFIG.format(directory=tmp_path, port=port)
+    (tmp_path / "more.toml").write_text("[limits]\nclient_max = 100\n")
+    (tmp_path / "loop.toml").write_text('include = ["loop.toml"]\n')
+    (tmp_path / "cut.toml").write_text("[limits\n")
+    os.mkfifo(tmp_path / "pipe.toml")  # nobody will ever write to it
+    texts: dict[str, str | bytes] = {
+        "empty": "",
+        "cut in the middle": good[: len(good) // 2],
+        "not text": bytes(range(256)) * 50,
+        "zeros": b"\0" * 10_000,
+        "an open string": good + 'x = """never closed',
+        "a thousand brackets": good + "x = " + "[" * 100_000,
+        "a number without end": good.replace("5432", "5" * 10_000),
+        "a key twice": good + 'pool = "session"\n',
+        "an unknown section": good + "[lmits]\nclient_max = 1\n",
+        "no listener": good.replace("[[listen]]", "[[lissten]]"),
+        "a port out of range": good.replace(f"port = {port}", "port = 70000"),
+        "a storage that is none": good.replace('storage = "pg"', 'storage = "gp"'),
+        "an include that is none": good.replace("more.toml", "less.toml"),
+        "an include that is broken": good.replace("more.toml", "cut.toml"),
+        "an include of itself": good.replace("more.toml", "loop.toml"),
+        "an include of a directory": good.replace("more.toml", "."),
+        "an include that never ends": good.replace("more.toml", "/dev/zero"),
+        "an include that never begins": good.replace("more.toml", "pipe.toml"),
+        "a secret that never begins": good.replace('"secret"', '{ file = "pipe.toml" }'),
+        "a secret that is nowhere": good.replace('"secret"', '{ env = "GPOOLER_NO_SUCH_THING" }'),
+        "minus one worker": good.replace("workers = 2", "workers = -1"),
+    }
+    file = tmp_path / "config.toml"
+    for name, broken in texts.items():
+        file.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+        with pytest.raises(ConfigError) as caught:
+            load(file, {})
+        problems = [str(problem) for problem in caught.value.problems]
+        assert problems, name
+        assert all(problems), name
+        assert "secret" not in "".join(problems) or "secret" in name, (name, problems)
+    for name in ("not text", "a thousand brackets", "an include of itself", "an include that never ends"):
+        broken = texts[name]
+        file.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
+        status, said = run_to_end(file)
+        assert (status, said[:7]) == (1, "error: "), (name, said)
+        assert "Traceback" not in said, (name, said)
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero")):
+        assert run_to_end(path)[0] == 1
+    with socket.create_server(("127.0.0.1", port)):  # everything right, but the port is taken
+        file.write_text(good)
+        status, said = run_to_end(file)
+        assert (status, "could not listen" in said) == (3, True), said
+    assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize("source", ["whole", "example"])
+def test_a_mutated_configuration_is_good_or_refused(tmp_path: Path, source: str) -> None:
+    whole = (
+        WHOLE_CONFIG.replace('include = ["more.toml"]\n', "").format(directory=tmp_path, port=6432).encode()
+    )
+    if source == "example":  # each option, at its default or a sensible value
+        whole = re.sub(rb"(?m)^#(?=[a-z_]+ = |\[)", b"", EXAMPLE.read_bytes())
+    words = re.findall(rb"[\w.\[\]\"]+", whole)
+    file = tmp_path / "config.toml"
+    for _ in range(300 if source == "whole" else 40):
+        seed = random.getrandbits(40)
+        chance = random.Random(seed)
+        data = whole
+        for _ in range(chance.choice([1, 1, 2, 5])):
+            if chance.random() < 0.5:
+                data = mutated(chance, data)
+            else:
+                data = data.replace(chance.choice(words), chance.choice(words), 1)
+        file.write_bytes(data)
+        try:
+            load(file, {})
+        except ConfigError as error:
+            problems = [str(problem).strip() for problem in error.problems]
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {data!r}") from error
+        else:
+            continue
+        assert problems, seed
+        assert all(problems), seed
