@@ -452,11 +452,11 @@ cdef class Relay:
         cdef Command* following
         cdef int count, i
         cdef uint64_t value
-        cdef bint was_woken = False
+        # Before the flag goes: what is raised after that writes anew, and its wake-up must not be swallowed.
+        read(self.e.event_fd, &value, sizeof(value))
         while True:
             count = 0
             pthread_mutex_lock(&self.e.lock)
-            was_woken = was_woken or self.e.is_python_woken
             self.e.quiet_since_us = 0
             conn = self.e.events_head
             while conn != NULL and count < 512:
@@ -488,8 +488,6 @@ cdef class Relay:
                 free(reply)
                 reply = following
             if conn == NULL:
-                if was_woken:
-                    read(self.e.event_fd, &value, sizeof(value))
                 return result
 
     @property

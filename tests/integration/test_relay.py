@@ -1,5 +1,6 @@
 """The relay alone: what it makes of Python's commands, with clients and servers played by the test."""
 
+import select
 import socket
 import threading
 
@@ -162,3 +163,12 @@ def test_a_server_that_said_something_on_its_way_serves(house):
     assert server.recv(100) == query("SELECT 1")
     server.sendall(ANSWER)
     assert client.recv(100) == ANSWER
+
+
+def test_no_reply_stays_behind_without_a_wake_up(house):
+    """A reply that is put while Python takes others wakes it again."""
+    for number in range(50_000):
+        due = {house.relay.drop_idle(0) for _ in range(1 + number % 4)}
+        while due:
+            assert select.select([house.relay.event_fd], [], [], 5)[0], number
+            due -= {token for _, token, _ in house.relay.poll()}
