@@ -29,8 +29,8 @@ class House:
         self.thread.start()
         self.relay.open_route(
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
-            log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000,
-            keep=0,
+            maintain_params=True, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
+            login_timeout_ms=1000, keep=0,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)
         self.sockets = []
