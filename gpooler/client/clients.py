@@ -229,6 +229,8 @@ class Clients:
             return ""
 
     def _say_why(self, handle: int) -> None:
+        if self._setups.pop(handle, None) is not None:
+            self._counters.add_process(ProcessWord.LOGIN_ERRORS)
         record = self._relay.client(handle)
         route = self._routes[record["route"]]
         error = self._error(route, record)

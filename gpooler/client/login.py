@@ -320,8 +320,8 @@ class Login:
         except BaseException:
             self._admission.leave_route(route.route_id)
             raise
-        self._counters.add_process(ProcessWord.LOGINS)
-        self._counters.add_route(route.route_id, RouteWord.LOGINS)
+        if setup is None:
+            self._count_login(route)
         guest.attempt.is_counted = False  # from now on the relay's event gives it back
         if guest.attempt.is_debugged:
             what = "its parameters are known" if setup is None else "it is set up on a server"
@@ -401,6 +401,11 @@ class Login:
             pid,
             secret,
         )
+        self._count_login(route)
+
+    def _count_login(self, route: Route) -> None:
+        self._counters.add_process(ProcessWord.LOGINS)
+        self._counters.add_route(route.route_id, RouteWord.LOGINS)
 
 
 def _described(packet: Startup, rule: Rule | None) -> str:

@@ -120,6 +120,7 @@ cdef void refuse_request(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     c.refusal = reason
     c.flags |= IS_HELD | TEXT_THEN_SKIP
     c.conn.reason = reason
+    c.conn.route.words[counters.ERROR_BASE + reason] += 1
     raise_event(e, &c.conn, EVENT_TEXT_WANTED)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 WORDS_PER_BLOCK: Final = 64
 MAX_ROUTES: Final = 65536  # sparse memory: a block costs a page share only when its route is used
-ERROR_BASE: Final = 24  # words 24..63 of a route block count ends by reasons.Reason
+ERROR_BASE: Final = 24  # words 24..63 of a route block count ends and refused requests by reasons.Reason
 
 
 class ProcessWord(IntEnum):

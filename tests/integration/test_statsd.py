@@ -1,7 +1,9 @@
-"""Metrics on the wire: a real UDP socket, a closed one, a name nobody knows."""
+"""Metrics on the wire: a real UDP socket, a closed one, an unknown name; and those of a running gpooler."""
 
+import re
 import socket
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
@@ -14,6 +16,10 @@ from gpooler.stats.reporter import Reporter
 from gpooler.stats.shared import SharedCounters, Totals
 from gpooler.stats.snapshot import Snapshot, take
 from gpooler.stats.statsd import Statsd
+from tests.harness import Gpooler, Postgres, eventually
+from tests.harness.client import ServerError, cancel_request, query
+
+Factory = Callable[..., Gpooler]
 
 METRICS = [Metric("a", Kind.GAUGE, 2), Metric("b", Kind.COUNT, 3), Metric("c", Kind.TIME, 0.25)]
 
@@ -104,3 +110,174 @@ def test_reporter_logs_and_sends_what_happened(server: socket.socket) -> None:
     statsd.close()
     totals.detach(1)
     past.close()
+
+
+# --- of a running gpooler ---------------------------------------------------------------------
+
+
+class Received:
+    """What a statsd server makes of the datagrams: the last gauges, sums of counts, all times in ms."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self.gauges: dict[str, float] = {}
+        self.counts: dict[str, int] = defaultdict(int)
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.names: set[str] = set()
+
+    def read(self) -> "Received":
+        """Take in what has arrived."""
+        self._server.setblocking(False)
+        while True:
+            try:
+                datagram = self._server.recv(65536).decode("ascii")
+            except BlockingIOError:
+                return self
+            for line in datagram.split("\n"):
+                name, value, kind = re.fullmatch(r"([^:|]+):(-?[\d.]+)\|(g|c|ms)", line).groups()  # type: ignore[union-attr]
+                self.names.add(name)
+                if kind == "g":
+                    self.gauges[name] = float(value)
+                elif kind == "c":
+                    self.counts[name] += int(value)
+                else:
+                    self.times[name].append(float(value))
+
+
+def measured(postgres: Postgres, gpooler_factory: Factory, server: socket.socket, **rule: object) -> Gpooler:
+    """A gpooler that reports to ``server`` each second."""
+    return gpooler_factory(
+        postgres,
+        rule={"pool_size": 2, "storage_db": None, "storage_user": None, **rule},
+        config={
+            "performance": {"workers": 2},
+            "logging": {"stats_interval": 1, "log_stats": "no"},
+            "metrics": {
+                "statsd_host": "127.0.0.1",
+                "statsd_port": server.getsockname()[1],
+                "statsd_prefix": "prod.pool",
+            },
+        },
+    )
+
+
+def test_a_running_gpooler_tells_clients_servers_work_and_times(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket
+) -> None:
+    gpooler = measured(postgres, gpooler_factory, server)
+    got = Received(server)
+    route = "prod.pool.routes.app.trust_user"
+    with gpooler.raw() as one, gpooler.raw() as two, gpooler.raw() as three, gpooler.raw() as four:
+        for client in (one, two, three, four):
+            client.login()
+        one.query("BEGIN")
+        two.query("BEGIN")
+        three.send(query("SELECT repeat('x', 100000)"))
+        eventually(lambda: got.read().gauges.get(f"{route}.clients.waiting") == 1, within=10)
+        # a snapshot is taken word by word: wait for one of the state that lasts
+        eventually(
+            lambda: (
+                [
+                    got.read().gauges.get(f"{route}.{name}")
+                    for name in ("clients.total", "clients.active", "servers.active", "servers.idle")
+                ]
+                == [4, 2, 2, 0]
+            ),
+            within=10,
+        )
+        eventually(lambda: got.read().gauges[f"{route}.clients.maxwait_ms"] > 0, within=10)
+        one.query("COMMIT")
+        two.query("COMMIT")
+        assert three.rows()
+        for _ in range(10):
+            four.query("SELECT 1")
+        eventually(lambda: got.read().counts[f"{route}.queries"] == 15, within=10)
+        eventually(lambda: got.read().gauges[f"{route}.servers.idle"] == 2, within=10)
+        assert got.gauges[f"{route}.clients.active"] == 0
+        assert got.gauges["prod.pool.process.workers"] == 2
+        assert got.gauges["prod.pool.process.clients"] == 4
+    assert got.counts[f"{route}.transactions"] == 13
+    assert got.counts[f"{route}.logins"] == 4
+    assert got.counts[f"{route}.servers.opened"] == 2
+    assert got.counts[f"{route}.bytes.in"] > 15 * 5
+    assert got.counts[f"{route}.bytes.out"] > 100_000
+    assert max(got.times[f"{route}.time.wait"]) > 0
+    assert max(got.times[f"{route}.time.query"]) > 0
+    assert max(got.times[f"{route}.time.transaction"]) > max(got.times[f"{route}.time.query"])
+
+
+def test_errors_are_told_by_reason(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket
+) -> None:
+    gpooler = measured(postgres, gpooler_factory, server, pool="statement", pool_size=1, pool_timeout=1000)
+    got = Received(server)
+    route = "prod.pool.routes.app.trust_user"
+
+    def told(name: str, at_least: int = 1) -> None:
+        eventually(lambda: got.read().counts[f"{route}.{name}"] >= at_least, within=10)
+
+    with gpooler.raw() as busy:
+        busy.login()
+        with pytest.raises(ServerError):
+            busy.query("BEGIN")
+        told("errors.statement_pool")
+        busy.send(query("SELECT pg_sleep(60)"))
+        eventually(lambda: [row.state for row in postgres.activity()] == ["active"])
+        with gpooler.raw() as waiting:
+            waiting.login()
+            waiting.send(query("SELECT 1"))
+            eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
+            with gpooler.raw() as canceller:
+                canceller.send(cancel_request(waiting.pid, waiting.key))
+                with pytest.raises(ServerError, match="canceling"):
+                    waiting.rows()
+            told("errors.client_cancelled")
+            with pytest.raises((ServerError, EOFError)):
+                waiting.query("SELECT 1")
+        told("errors.client_pool_timeout")
+    told("errors.client_gone")
+    with gpooler.raw() as client:
+        client.login()
+        client.query("SELECT 1")
+        (backend,) = postgres.activity()
+        postgres.terminate(backend.pid)
+        told("errors.server_lost")
+        client.send(b"!\0\0\0\4")
+        client.read_to_end()
+        told("errors.client_protocol")
+    with gpooler.raw() as client:
+        client.login()
+        client.terminate()
+    told("ends.client_terminated")
+    with gpooler.raw() as client, pytest.raises(ServerError):
+        client.login(database="nowhere")
+    eventually(
+        lambda: got.read().counts["prod.pool.routes.nowhere.trust_user.errors.server_connect"] >= 1, within=10
+    )
+    eventually(lambda: got.read().counts["prod.pool.process.login_errors"] == 1, within=10)
+    assert got.counts["prod.pool.process.logins"] == 4
+
+
+def test_names_that_a_client_chose_are_safe_for_graphite(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket
+) -> None:
+    postgres.query('CREATE DATABASE "a.b c/d:|ü"')
+    try:
+        dangerous = gpooler_factory(
+            postgres,
+            rule={"storage_db": None},
+            config={
+                "logging": {"stats_interval": 1},
+                "metrics": {"statsd_host": "127.0.0.1", "statsd_port": server.getsockname()[1]},
+            },
+        )
+        with dangerous.raw() as client:
+            client.login(database="a.b c/d:|ü")
+            client.query("SELECT 1")
+            got = Received(server)
+            name = "gpooler.routes.a-x2eb-x20c-x2fd-x3a-x7c-xc3-xbc.trust_user.queries"
+            eventually(lambda: got.read().counts[name] == 1, within=10)
+        assert dangerous.stop() == 0
+        assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", each) for each in got.names)
+    finally:
+        postgres.query('DROP DATABASE "a.b c/d:|ü"')
