@@ -145,6 +145,12 @@ class Book:
             self.urgent.pop(route.route_id, None)
             self.wake.pop(route.route_id, None)
 
+    def looked_at(self, route: Route) -> None:
+        """A tick looks at a hungry route: it is the last in turn now."""
+        self.urgent.pop(route.route_id, None)
+        self.wake.pop(route.route_id, None)
+        self.hungry[route.route_id] = self.hungry.pop(route.route_id)
+
     # --- acts ------------------------------------------------------------------------------------
 
     def next_generation(self) -> int:

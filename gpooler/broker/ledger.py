@@ -7,6 +7,7 @@ What it does not know, the number of clients that wait and run, is given to ``ti
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Final
 
 from gpooler.broker.acts import Act, Complain
@@ -39,6 +40,7 @@ from gpooler.broker.slots import Holding, Route, RouteKey, Slot, SlotName, SlotS
 MAX_SLOT: Final = 1_000_000  # a larger slot number in a report is nonsense
 MAX_WAITING: Final = 1_000_000_000
 ROUND_US: Final = 10_000  # ticks while clients wait somewhere
+LOOKS_MOST: Final = 64  # routes a tick; what is left is looked at by the next: messages come in between
 REST_US: Final = 1_000_000  # ticks otherwise; min_pool_size is filled by one server a round
 RETRY_US: Final = 10_000  # least pause after a failed open, so that a dead server is not hammered
 SETTLE_US: Final = 1_000_000  # after a rebuild: servers that nobody reported are ending meanwhile
@@ -159,12 +161,14 @@ class Ledger:
         return self._book.take_acts()
 
     def due(self, now_us: int) -> list[int]:
-        """Ids of the routes whose demand the tick at ``now_us`` wants to know, for every worker."""
+        """Ids of the routes whose demand the tick at ``now_us`` wants to know, for every worker.
+
+        Those that it looks at, and those that have anything under the same caps.
+        """
         routes = self._due(now_us)
         seen = {route.route_id for route in routes}
-        for route in routes:
-            for cap in route.caps:
-                seen.update(cap.routes)
+        for cap in {id(cap): cap for route in routes for cap in route.caps}.values():
+            seen.update([name.route_id for name in cap.slots])
         return sorted(seen)
 
     def next_due_us(self) -> int:
@@ -182,15 +186,15 @@ class Ledger:
             holding = route.holdings.get(worker) if route is not None else None
             if holding is not None:
                 holding.observe(seen.waiting, seen.active, now_us)
-        self._book.urgent.clear()
-        self._book.wake = {route_id: at for route_id, at in self._book.wake.items() if at > now_us}
+        is_round = self._is_round(now_us)
         for route in due:
-            self._sharing.fill(now_us, [route])
+            self._book.looked_at(route)
+        self._sharing.fill(now_us, due)
         for route in due:
             self._sharing.evict(now_us, route)
         for route in due:
             self._sharing.recall(now_us, route)
-        if self._is_round(now_us):
+        if is_round:
             self._round_us = now_us
         if now_us >= self._rest_us + REST_US:
             self._rest_us = now_us
@@ -416,11 +420,14 @@ class Ledger:
         return bool(self._book.hungry) and now_us >= self._round_us + ROUND_US
 
     def _due(self, now_us: int) -> list[Route]:
-        """The routes with waiting clients that the tick at ``now_us`` looks at."""
-        if self._is_round(now_us):
-            return list(self._book.hungry.values())
+        """The routes with waiting clients that the tick at ``now_us`` looks at, LOOKS_MOST of them."""
         awake = [self._book.hungry[route_id] for route_id, at in self._book.wake.items() if at <= now_us]
-        return list({route.route_id: route for route in [*self._book.urgent.values(), *awake]}.values())
+        rest = self._book.hungry.values() if self._is_round(now_us) else ()
+        routes = {
+            id(route): route
+            for route in islice(chain(self._book.urgent.values(), awake, rest), 3 * LOOKS_MOST)
+        }
+        return list(islice(routes.values(), LOOKS_MOST))
 
     def _holding(self, sender: Member, route_id: int) -> tuple[Route, Holding]:
         route = self._book.routes.get(route_id)

@@ -14,6 +14,8 @@ from gpooler.broker.slots import Cap, Holding, Route, Slot, SlotState
 PROTECTION_US: Final = 1_000  # a lease is not recalled sooner after its grant
 EVICTION_PROTECTION_US: Final = 100_000  # a busy server lives at least so long: a login costs milliseconds
 PATIENCE_US: Final = 50_000  # a recall may wait for a long transaction: then ask another worker too
+TURN_US: Final = 100_000  # how long a worker keeps the slot that cannot be shared evenly
+LOPSIDED: Final = 1.25  # times as many slots for the same demand are worth taking turns
 _EPSILON: Final = 1e-9  # shares are quotients: 3 * (1 / 3) is a whole slot
 
 
@@ -23,6 +25,7 @@ class Plan:
 
     recalls: list[tuple[Holding, int]] = field(default_factory=list)
     wake_us: int | None = None  # when a lease stops being protected that somebody with nothing waits for
+    is_turn: bool = False  # a slot that cannot be shared evenly goes round
 
 
 def share(route: Route, holding: Holding) -> float:
@@ -66,7 +69,8 @@ def plan_recalls(route: Route, now_us: int) -> Plan:
     """What to recall for the workers whose clients wait, when nothing can be opened for them.
 
     Parked servers go to whoever waits. Busy ones move when one worker is a whole slot above its share and
-    another a whole slot below, or has waiters and nothing at all.
+    another a whole slot below, or has waiters and nothing at all. In small pools there remains a part of a
+    slot that makes a great difference: workers take turns with it.
     """
     plan = Plan()
     needy = [holding for holding in route.hungry.values() if holding.unmet]
@@ -92,8 +96,34 @@ def plan_recalls(route: Route, now_us: int) -> Plan:
     starving = sum(holding.have == 0 for holding in needy) - coming - sum(taken.values())
     if starving > 0:
         _serve_starving(route, starving, now_us, taken, plan)
+    if not coming and not any(taken.values()) and route.turned_us + TURN_US <= now_us:
+        giver = _whose_turn_is_over(route, needy, now_us)
+        if giver is not None:
+            take(giver, 1)
+            plan.is_turn = True
     plan.recalls = [(holding, taken[worker]) for worker, holding in route.holdings.items() if taken[worker]]
     return plan
+
+
+def _whose_turn_is_over(route: Route, needy: list[Holding], now_us: int) -> Holding | None:
+    """Who gives a slot that cannot be shared evenly to another; None where it makes no great difference."""
+
+    def wealth(holding: Holding) -> float:
+        return holding.have / holding.demand
+
+    poor = [holding for holding in needy if holding.demand and deficit(route, holding) > _EPSILON]
+    if not poor:
+        return None
+    limit = LOPSIDED * min(wealth(holding) for holding in poor)
+    rich = [
+        holding
+        for holding in route.holdings.values()
+        if holding.have > 1
+        and deficit(route, holding) < -_EPSILON
+        and (not holding.demand or wealth(holding) > limit)
+        and recallable(holding, now_us)
+    ]
+    return min(rich, key=lambda holding: holding.served_us, default=None)
 
 
 def _whole_slots_below(route: Route, holding: Holding) -> int:
@@ -131,12 +161,7 @@ def plan_evictions(route: Route, cap: Cap, now_us: int) -> list[tuple[Route, Hol
     """
     wanted = sum(holding.unmet for holding in route.hungry.values()) - on_the_way(route, now_us)
     wanted -= _evictions_on_the_way(cap, now_us)
-    others = [
-        (other, holding)
-        for other in cap.routes.values()
-        if other is not route
-        for holding in other.holdings.values()
-    ]
+    others = [(other, holding) for other, holding in _holders(cap) if other is not route]
     evictions = []
     for other, holding in others:
         count = min(wanted, idle(holding, now_us))
@@ -171,30 +196,29 @@ def is_needed_elsewhere(slot: Slot, now_us: int) -> bool:
 
 def plan_excess(cap: Cap, now_us: int) -> list[tuple[Route, Holding, int]]:
     """Whose servers to close when more are granted than a cap allows."""
-    wanted = cap.excess - sum(
-        holding.owed_evictions + len(holding.leaving)
-        for route in cap.routes.values()
-        for holding in route.holdings.values()
-    )
+    holders = _holders(cap)
+    wanted = cap.excess - sum(holding.owed_evictions + len(holding.leaving) for _, holding in holders)
     evictions = []
-    for route in cap.routes.values():
-        for holding in route.holdings.values():
-            count = min(wanted, recallable(holding, now_us))
-            if count > 0:
-                evictions.append((route, holding, count))
-                wanted -= count
+    for route, holding in holders:
+        count = min(wanted, recallable(holding, now_us))
+        if count > 0:
+            evictions.append((route, holding, count))
+            wanted -= count
     return evictions
+
+
+def _holders(cap: Cap) -> list[tuple[Route, Holding]]:
+    """Who has anything under a cap: of the routes that may be there only these matter."""
+    holders = {
+        id(slot.holder): (slot.route, slot.holder) for slot in cap.slots.values() if slot.holder is not None
+    }
+    return list(holders.values())
 
 
 def _evictions_on_the_way(cap: Cap, now_us: int) -> int:
     """Places under a cap that will soon be free because something was or is being closed for them."""
     since_us = now_us - PATIENCE_US
-    owed = sum(
-        holding.owed_evictions
-        for route in cap.routes.values()
-        for holding in route.holdings.values()
-        if holding.recalled_us > since_us
-    )
+    owed = sum(holding.owed_evictions for _, holding in _holders(cap) if holding.recalled_us > since_us)
     ending = (SlotState.LEAVING, SlotState.BURIED)
     return owed + sum(slot.state in ending and slot.since_us > since_us for slot in cap.slots.values())
 

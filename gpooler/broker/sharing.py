@@ -3,7 +3,9 @@
 DESIGN §3 Leases. Free capacity is handed out at once; recalls and evictions belong to ticks.
 """
 
+import heapq
 from collections.abc import Iterable
+from math import floor
 from typing import Final
 
 from gpooler.broker.acts import Release, Send
@@ -21,6 +23,9 @@ from gpooler.broker.slots import Holding, Route, Slot, SlotState
 
 ARRIVAL_US: Final = 2_000  # what a server takes to reach its new worker and the counters to show it
 
+_Urgency = tuple[bool, bool, int, int]
+_Wish = tuple[_Urgency, int, Route, Holding]  # the number keeps equals in order
+
 
 class Sharing:
     """Decides over the book."""
@@ -28,6 +33,8 @@ class Sharing:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._recall_id = 0
+        self._lined_up = 0
+        self._held_back: set[str] = set()  # names of ``logins`` caps that kept something from being opened
         self._below: dict[int, Route] = {}  # due one server of min_pool_size, and no login was allowed yet
 
     def free(self, now_us: int, slot: Slot) -> None:
@@ -45,9 +52,13 @@ class Sharing:
 
     def login_over(self, now_us: int, route: Route) -> None:
         """A login at the storage of ``route`` may have come to its end: others wait for their turn."""
-        if route.logins.has_room:
-            self.fill(now_us, [one for one in self._book.hungry.values() if one.logins is route.logins])
-            self._fill_below(now_us)
+        logins = route.logins
+        if not logins.has_room:
+            return
+        if logins.name in self._held_back:
+            self._held_back.remove(logins.name)
+            self.fill(now_us, [one for one in self._book.hungry.values() if one.logins is logins])
+        self._fill_below(now_us)
 
     def pass_on(self, now_us: int, slot: Slot, giver: Holding, state: ServerState) -> None:
         """A returned server goes to another worker, or to its end."""
@@ -84,27 +95,35 @@ class Sharing:
             route.route_id: route
             for one in routes
             for cap in one.caps
+            if cap.has_room
             for route in cap.routes.values()
             if route.hungry and route.paused_until_us <= now_us
         }
-        while True:
-            choice = [
-                (not_first, self._urgency(route, holding), route, holding)
-                for route in candidates.values()
-                if route.may_open
-                for not_first in (route.have > 0,)
-                for holding in route.hungry.values()
-                if holding.unmet
-            ]
-            if not choice:
-                return
-            _, _, route, holding = min(choice, key=lambda item: item[:2])
-            self._grant_open(now_us, route, holding)
+        heap: list[_Wish] = []
+        for route in candidates.values():
+            self._line_up(heap, route)
+        while heap:
+            urgency, _, route, holding = heapq.heappop(heap)
+            if not holding.unmet or urgency != self._urgency(route, holding):
+                continue  # another one of the same route was served meanwhile: it is lined up anew
+            if route.has_room and not route.logins.has_room:
+                self._held_back.add(route.logins.name)
+            elif route.has_room:
+                self._grant_open(now_us, route, holding)
+                self._line_up(heap, route)
 
-    def _urgency(self, route: Route, holding: Holding) -> tuple[bool, float, int]:
-        """Least first: who has nothing; who has least of its share; who was served longest ago."""
-        lack = deficit(route, holding) if holding.have else 0.0
-        return holding.have > 0, -lack, holding.served_us
+    def _line_up(self, heap: "list[_Wish]", route: Route) -> None:
+        """Add the workers of a route whose clients wait, if the route may get anything."""
+        if route.has_room:
+            for holding in route.hungry.values():
+                if holding.unmet:
+                    self._lined_up += 1
+                    heapq.heappush(heap, (self._urgency(route, holding), self._lined_up, route, holding))
+
+    def _urgency(self, route: Route, holding: Holding) -> _Urgency:
+        """Least first: routes and workers that have nothing; who lacks most slots; who waited longest."""
+        lack = floor(deficit(route, holding) + 0.5) if holding.have else 0
+        return route.have > 0, holding.have > 0, -lack, holding.served_us
 
     def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
         slot = route.add(None, self._book.next_generation(), SlotState.OPENING, holding)
@@ -123,6 +142,8 @@ class Sharing:
         plan = plan_recalls(route, now_us)
         for holding, count in plan.recalls:
             self._send_recall(now_us, route, holding, count, is_eviction=False)
+        if plan.is_turn:
+            route.turned_us = now_us
         if plan.wake_us is not None:
             self._book.wake[route.route_id] = plan.wake_us
 

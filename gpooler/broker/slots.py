@@ -198,7 +198,7 @@ class Route:
     hungry: dict[WorkerId, Holding] = field(default_factory=dict)
     parameters: dict[str, str] | None = None
     paused_until_us: int = 0  # no opens before: the last one failed
-    fill_us: int = 0  # no fill up to min_pool_size before
+    turned_us: int = 0  # the last time that a slot which cannot be shared evenly went on
     _free: list[int] = field(default_factory=list)  # freed numbers, a heap; may name some in use
     _next: int = 1  # below it, all numbers are in use or in the heap
 
@@ -208,9 +208,14 @@ class Route:
         return sum(holding.have for holding in self.holdings.values())
 
     @property
+    def has_room(self) -> bool:
+        """Whether every cap allows one slot more."""
+        return all(cap.has_room for cap in self.caps)
+
+    @property
     def may_open(self) -> bool:
-        """Whether every cap allows one slot more, and the storage one more login."""
-        return self.logins.has_room and all(cap.has_room for cap in self.caps)
+        """Whether the storage allows one more login, too."""
+        return self.logins.has_room and self.has_room
 
     def starves(self, now_us: int) -> bool:
         """Whether clients wait, it has nothing at all and might open something."""

@@ -17,10 +17,11 @@ Over the control channel (``process/control.py``) the master sends, in any order
 - to the broker: a channel and the counters of each worker; that a worker is gone; reopen the log; the
   servers that an earlier broker had (``process/vault.py``).
 
-and a child sends *ready* once, when it serves; the broker also complaints, and copies of servers' sockets. A child that cannot boot logs why and returns EXIT_BOOT.
-A drained worker returns EXIT_OK. Any other end is a death, and a new incarnation is forked. When the last
-worker has drained, the broker sees EOF. A child bumps its beats as ``process/heartbeat.py`` says, and opens
-its log with ``logs.queued.open_log(context.log, …)``.
+and a child sends *ready* once, when it serves; the broker also complaints, and copies of servers' sockets.
+A child that cannot boot logs why and returns EXIT_BOOT. A drained worker returns EXIT_OK. Any other end is
+a death, and a new incarnation is forked. When the last worker has drained, the broker sees EOF. A child
+bumps its beats as ``process/heartbeat.py`` says, and opens its log with
+``logs.queued.open_log(context.log, …)``.
 """
 
 import socket

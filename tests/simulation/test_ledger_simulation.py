@@ -66,6 +66,20 @@ def test_equal_loads_wait_equally(workers, pool_size):
     assert max(served) <= 2 * min(served) * 1.05
 
 
+@pytest.mark.parametrize(
+    ("workers", "pool_size"), [(2, 1), (2, 3), (2, 5), (3, 2), (3, 4), (4, 5), (4, 6), (4, 7)]
+)
+def test_slots_that_cannot_be_shared_evenly_take_turns(workers, pool_size):
+    world = world_of(pool_size, [Load(2 * pool_size) for _ in range(workers)])
+    world.run(SECOND)
+    transfers = world.transfers
+    served, waits = measure(world, 4 * SECOND)
+    assert max(waits) <= 1.25 * min(waits)
+    assert max(served) <= 1.25 * min(served)
+    if pool_size > workers:
+        assert world.transfers - transfers <= 4 * 10 + workers  # ten turns a second
+
+
 def test_unequal_loads_get_shares_that_follow_the_demand():
     world = world_of(20, [Load(60), Load(20), Load(20)])
     world.run(SECOND)

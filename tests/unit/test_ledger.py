@@ -4,7 +4,7 @@ import pytest
 
 from gpooler.broker.acts import Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
 from gpooler.broker.book import Inherited, RuleLimits
-from gpooler.broker.ledger import REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
+from gpooler.broker.ledger import LOOKS_MOST, REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
 from gpooler.broker.messages import (
     Closed,
     Closing,
@@ -606,6 +606,25 @@ def test_only_routes_with_waiting_clients_are_looked_at():
     desk.say(A, Want(7, 9))
     desk.tick(ROUND_US)
     assert desk.ledger.due(desk.now + ROUND_US) == [7]
+
+
+@pytest.mark.parametrize("shared", [None, "s"])
+def test_a_tick_looks_at_some_of_many_waiting_routes_and_in_turn_at_all(shared):
+    desk = Desk({"r": limits(1, shared=shared)}, {"s": 5}, max_routes=300)
+    count = 300
+    for number in range(count):
+        desk.say(A, OpenRoute(1, "r", "d", f"u{number}"))
+    for number in range(count):
+        desk.say(A, Want(number, 1))
+        desk.see(A, 1, 0, number)
+    seen = set()
+    for _ in range(2 * count // LOOKS_MOST):
+        desk.now += ROUND_US
+        due = desk.ledger.due(desk.now)
+        assert len(due) <= LOOKS_MOST + 5  # and those that have something under the same cap
+        desk.tick()
+        seen.update(due)
+    assert len(seen) == count
 
 
 def test_an_idle_ledger_rests(desk):
