@@ -9,7 +9,7 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CONNECT, REASON_SERVER_RECALLED,
     REASON_SHUTDOWN,
 )
-from gpooler.relay.session cimport session_is_idle
+from gpooler.relay.session cimport OWNER_DEPLOY, session_is_idle, session_owner
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -29,7 +29,7 @@ cdef bint same_secret(const unsigned char* a, uint32_t a_size, const unsigned ch
 
 
 cdef void begin_cancel(Engine* e, Command* command) noexcept nogil:
-    """Find the query that a key names. Reply: now = 1 a server is marked, 2 a waiting client was told."""
+    """Find the query that a key names. Reply: now = 1 a server is marked, 2 all is done here."""
     cdef Client* c = <Client*> command.conn
     cdef Route* r
     cdef Conn* at
@@ -60,8 +60,13 @@ cdef void begin_cancel(Engine* e, Command* command) noexcept nogil:
         s = c.server
         if session_is_idle(&s.session):
             return
-        s.cancelling += 1
         c.conn.route.words[counters.ROUTE_CANCELS] += 1
+        if session_owner(&s.session) == OWNER_DEPLOY:
+            # Now it would hit our own query, and the client's behind it would run.
+            s.flags |= CANCEL_AFTER_DEPLOY
+            command.now = 2
+            return
+        s.cancelling += 1
         command.now = 1
         command.handle = (<uint64_t> s.conn.generation << 32) | s.conn.index
     elif c.conn.state == CLIENT_WAITING:

@@ -117,6 +117,7 @@ cdef enum ServerFlag:
     IS_LOST = 1024
     FATAL_SEEN = 2048           # an ErrorResponse out of place reached the client
     HAS_CUT_MESSAGE = 4096      # stands inside a message of a client that is gone: nothing may be appended
+    CANCEL_AFTER_DEPLOY = 8192  # its client's query is to be cancelled as soon as it runs
 
 
 cdef enum PoolMode:

@@ -205,6 +205,29 @@ def test_a_cancel_hits_one_query_of_a_pipeline(postgres: Postgres, gpooler_facto
         assert client.rows() == [["3"]]
 
 
+def test_a_cancel_during_the_deploy_hits_the_query_behind_it(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    with gpooler.raw() as client, gpooler.raw().login() as other, postgres.connect("app") as blocker:
+        blocker.execute("CREATE TEXT SEARCH CONFIGURATION mine (COPY = simple)")
+        client.login(default_text_search_config="public.mine")
+        server = other.query("SELECT pg_backend_pid()")  # it has the other's parameters now
+        # PostgreSQL must look the name up anew, which the lock prevents
+        blocker.execute("ALTER TEXT SEARCH CONFIGURATION mine RENAME TO yours")
+        blocker.execute("ALTER TEXT SEARCH CONFIGURATION yours RENAME TO mine")
+        blocker.execute("BEGIN")
+        blocker.execute("LOCK TABLE pg_ts_config IN ACCESS EXCLUSIVE MODE")
+        client.send(query(LONG))
+        eventually(lambda: postgres.query("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        cancel(gpooler, client.pid, client.key)
+        blocker.execute("ROLLBACK")
+        assert sqlstate_of(client) == "57014"
+        assert client.query("SHOW default_text_search_config") == [["public.mine"]]
+        assert client.query("SELECT pg_backend_pid()") == server
+        blocker.execute("DROP TEXT SEARCH CONFIGURATION mine")
+
+
 def test_cancels_while_postgres_takes_no_connection_harm_nobody(
     postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], object]
 ) -> None:
