@@ -76,7 +76,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["gpooler", "gpooler.*"]),
-    package_data={"gpooler": ["py.typed"], "gpooler.relay": ["*.pxd", "*.pxi", "*.pyi"], "gpooler.client": ["*.pyi"]},
+    package_data={
+        "gpooler": ["py.typed"],
+        "gpooler.relay": ["*.pxd", "*.pxi", "*.pyi"],
+        "gpooler.client": ["*.pyi"],
+    },
     ext_modules=extensions(),
     # requirements.txt pins the versions that are tested; these are the packages themselves
     install_requires=[
