@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import toml
 
-from gpooler.stats.registry import RouteWord
+from gpooler.stats.registry import ProcessWord, RouteWord
 from tests.harness import PASSWORD, FaultProxy, Gpooler, Postgres, RawClient, eventually, free_port
 from tests.harness.client import (
     SYNC,
@@ -618,3 +618,34 @@ def test_log_config_shows_the_configuration_in_force_without_secrets(
     assert in_force["database"]["default"]["user"]["default"]["pool_size"] == 20
     assert in_force["database"]["default"]["user"]["default"]["password"] == "********"
     assert "do-not-tell" not in gpooler.log()
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_log_async_changes_nothing_that_is_written(
+    postgres: Postgres, gpooler_factory: Factory, is_async: bool
+) -> None:
+    gpooler = gpooler_factory(
+        postgres, config={"logging": {"log_async": is_async, "log_query": "yes", "log_format": "%m"}}
+    )
+    with gpooler.raw() as client:
+        client.login()
+        for number in range(100):
+            client.query(f"SELECT {number}")
+        client.terminate()
+    wait_for(gpooler, "client disconnected")
+    assert [line for line in gpooler.log().splitlines() if line.startswith("SELECT")] == [
+        f"SELECT {number}" for number in range(100)
+    ]
+    assert gpooler.process_count(ProcessWord.LOG_LINES_LOST) == 0
+
+
+def test_lines_beyond_log_queue_depth_are_lost_and_counted(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, config={"logging": {"log_queue_depth": 1, "log_query": "yes"}})
+    with gpooler.raw() as client:
+        client.login()
+        client.send(*[query(f"SELECT {number}") for number in range(200)])
+        for _ in range(200):
+            client.read_until()
+    eventually(lambda: gpooler.process_count(ProcessWord.LOG_LINES_LOST) > 0)
