@@ -126,6 +126,11 @@ cdef bint is_alive(Server* s) noexcept nogil:
     return recv(s.conn.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
+cdef inline bint is_alive_now(Engine* e, Client* c, Server* s) noexcept nogil:
+    """The look costs a system call: it is for logins and for servers that stood for a while."""
+    return (not c.flags & IN_SETUP and e.now_us - s.conn.since_us <= ATTACH_CHECK_US) or is_alive(s)
+
+
 cdef void look_at_parked(Engine* e, Server* s) noexcept nogil:
     """Something arrived at a parked server: a notice is absorbed, anything else ends it."""
     server_read(e, s, e.parked_buffer + CHUNK, CHUNK)
@@ -144,7 +149,7 @@ cdef Server* take_parked(Engine* e, Client* c) noexcept nogil:
             s = NULL
             continue
         if (s.conn.flags & (IS_READABLE | IS_HUNG_UP)
-                or (r.attach_check and e.now_us - s.conn.since_us > ATTACH_CHECK_US and not is_alive(s))):
+                or (r.attach_check and not is_alive_now(e, c, s))):
             look_at_parked(e, s)
             if s.conn.state != SERVER_PARKED or s.conn.flags & IS_READABLE:
                 if s.conn.state == SERVER_PARKED:

@@ -261,14 +261,14 @@ cdef void engine_run(Engine* e) noexcept nogil:
         count = epoll_wait(e.epoll, events, MAX_EVENTS, timeout)
         e.now_us = clock_us()
         e.process_words[counters.PROCESS_RELAY_BEAT] += 1
-        # Commands first: a client whose first bytes came in this round may still have to be adopted.
-        if e.commands_head != NULL:
-            run_commands(e)
-        # Then servers: they free what clients of the same round need, and say who is dead.
+        # Servers first: they free what clients of the same round need, and say who is dead.
         for i in range(count):
             conn = <Conn*> events[i].data.ptr
             if conn.kind == KIND_SERVER:
                 on_event(e, conn, events[i].events)
+        # Then commands: a client whose first bytes came in this round may still have to be adopted.
+        if e.commands_head != NULL:
+            run_commands(e)
         for i in range(count):
             conn = <Conn*> events[i].data.ptr
             if conn.kind == KIND_CLIENT:
