@@ -295,7 +295,7 @@ cdef class Entrance:
                 self.read(<Guest> guest)
 
     cpdef int read(self, Guest guest) except -1:
-        """Take in what is there, hand complete messages to the handler, and wait for more if it expects any."""
+        """Take in what is there, hand complete messages to the handler, wait for more if it expects any."""
         cdef char data[READ]
         cdef ssize_t got
         while True:
