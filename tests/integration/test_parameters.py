@@ -249,6 +249,7 @@ def test_a_changed_default_of_the_server_reaches_new_clients_with_the_next_serve
             assert shown() == "ISO, MDY"
         (row,) = postgres.activity()
         postgres.terminate(row.pid)
+        eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == 0)
         with gpooler.raw() as client:
             client.login()
             assert settings(client, "DateStyle") == ["ISO, MDY"]
