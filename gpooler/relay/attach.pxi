@@ -177,7 +177,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.begin_us = e.now_us
     s.query_us = e.now_us
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
-    c.flags &= ~<uint16_t> HAS_SPOKEN
+    c.flags &= ~<uint16_t> (HAS_SPOKEN | HAS_UNBOUND)
     e.deploy_size = 0
     if not r.maintain_params:
         replace_params(e, &c.params, params_hold(s.params))

@@ -15,7 +15,9 @@ from gpooler.relay.reason cimport (
     REASON_STATEMENT_POOL,
 )
 from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_SESSION, scan_begin, scan_feed
-from gpooler.relay.session cimport OWNER_CLIENT, session_frontend, session_is_idle, session_needs_sync
+from gpooler.relay.session cimport (
+    OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
+)
 from gpooler.relay.system cimport SHUT_WR, close, shutdown
 
 
@@ -145,6 +147,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         e.deploy_size = 0               # of another client
     if s != NULL and r.mode != MODE_SESSION and not c.flags & HAS_SPOKEN:
         fresh = data                    # attached for just these bytes
+        forget_unnamed(e, s, data, end)
         if e.deploy_size and e.deploy_waits:
             deploy_first(e, c, s, data, end)
             return
@@ -243,6 +246,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             attach(e, c, s)
             run = p
             fresh = p
+            forget_unnamed(e, s, p, end)
             if e.deploy_size and e.deploy_waits:
                 deploy_first(e, c, s, p, end)
                 return
@@ -256,11 +260,17 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         if kind == c'Q' or kind == c'P':
             scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
             c.flags |= IS_SCANNING
+            if kind == c'Q':
+                c.flags &= ~<uint16_t> HAS_UNBOUND
+            elif not s.session.is_skipping:
+                c.flags |= HAS_UNBOUND
             if r.log_query:
                 take = end - p - HEADER
                 if take > c.conn.rx.left:
                     take = c.conn.rx.left
                 put_text(e, &c.conn, p + HEADER, take)
+        elif kind == c'B':
+            c.flags &= ~<uint16_t> HAS_UNBOUND
         p += HEADER
     if s != NULL:
         if not send_run(e, c, s, run, p, end, fresh):
@@ -270,6 +280,24 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         return
     if p < end and not hold(e, &c.conn, p, end - p):
         client_leave(e, c, REASON_CLIENT_GONE)
+
+
+cdef void forget_unnamed(Engine* e, Server* s, unsigned char* p, unsigned char* end) noexcept nogil:
+    """What a client means by the unnamed statement is not what the client before it left on this server.
+
+    A Query makes PostgreSQL forget it: an empty one goes first, unless the request begins with a Query, an
+    unnamed Parse or our own deploy.
+    """
+    if e.deploy_size or end - p < HEADER or p[0] == c'Q':
+        return
+    if p[0] == c'P' and end - p > HEADER and p[HEADER] == 0:
+        return
+    e.deploy[0] = c'Q'
+    put_u32(e.deploy + 1, 5)
+    e.deploy[HEADER] = 0
+    e.deploy_size = HEADER + 1
+    e.deploy_waits = False
+    session_frontend(&s.session, c'Q', OWNER_DEPLOY)
 
 
 cdef void deploy_first(Engine* e, Client* c, Server* s, unsigned char* p, unsigned char* end) noexcept nogil:

@@ -101,6 +101,7 @@ cdef enum ClientFlag:
     IS_BLOCKED = 1024           # a held request waits for earlier answers
     AWAITS_DEPLOY = 2048        # … for the answer to its parameters
     SKIPS_TO_SYNC = 4096        # IS_SKIPPING, and a Query does not end it
+    HAS_UNBOUND = 8192          # sent a Parse, and no Bind since: it may come in a later group
 
 
 cdef enum ServerFlag:

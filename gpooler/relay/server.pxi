@@ -143,6 +143,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     set_note(&c.conn, p, min_size(whole, end - p))
             elif owner == OWNER_RESET and s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED):
                 s.flags |= RESET_FAILED
+            elif c != NULL and is_last_group(&s.session):
+                c.flags &= ~<uint16_t> HAS_UNBOUND  # the Parse failed, or was skipped
         elif kind == c'Z':
             if length != 5:
                 bad = True
@@ -227,6 +229,12 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         maybe_detach(e, s)
 
 
+cdef inline bint is_last_group(Session* session) noexcept nogil:
+    """Whether nothing was sent behind the group that is being answered."""
+    return session.length == 0 or (session.length == 1 and session.tail == 0
+                                   and session.points[session.head].count == 1)
+
+
 cdef void share_params(Engine* e, Server* s, Client* c) noexcept nogil:
     """Our parameters were accepted: client and server now have the same set."""
     cdef ParamSet* same = params_settle(s.params, c.params)
@@ -273,9 +281,10 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         return
     if r.mode == MODE_SESSION:
         return
-    if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain
+    if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain or c.flags & HAS_UNBOUND
             or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size):
-        if c.flags & IS_BLOCKED and (s.pins or s.session.is_uncertain) and not s.cancelling:
+        if (c.flags & IS_BLOCKED and (s.pins or s.session.is_uncertain or c.flags & HAS_UNBOUND)
+                and not s.cancelling):
             c.flags &= ~<uint16_t> IS_BLOCKED
             client_work(e, c)
         return
