@@ -144,7 +144,7 @@ def test_places_come_back_after_failed_and_broken_logins(
             client = gpooler.raw()
             client.login()
             leave(client)
-    eventually(lambda: clients_counted(gpooler) == 0)
+            eventually(lambda: clients_counted(gpooler) == 0)
     for user in ("right", "session", "trust_user"):
         with logged_in(gpooler, 2 if user == "session" else 4, user):
             pass
