@@ -170,7 +170,7 @@ def test_min_pool_size_is_opened_without_a_client_kept_and_refilled(
     )
     with ServerWatch(postgres) as watch:
         eventually(lambda: len(postgres.activity()) == 3, within=20)
-        assert watch.most == 3
+        assert watch.most <= 3
         with ExitStack() as stack:  # more are opened for clients, and go again
             clients = [stack.enter_context(gpooler.raw()).login() for _ in range(6)]
             assert len({begin(client) for client in clients}) == 6
