@@ -254,12 +254,13 @@ class Servers:
             self._logger.info(
                 f"notice at login: {notice.get('M', '')}", context="server", who=self._who(lease)
             )
+        # The relay first: until it has the server its client counts as waiting, and might be given another.
+        initial = _set_of(result.parameters)
+        self._adopt(lease, initial, initial)
         self._send(
             messages.Opened(route.route_id, lease.slot, lease.generation, lease.state),
         )
         self.learn(route, result.parameters, is_news=True)
-        initial = _set_of(result.parameters)
-        self._adopt(lease, initial, initial)
 
     def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet) -> None:
         state, address = lease.state, lease.address
