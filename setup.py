@@ -1,7 +1,8 @@
 """Packaging, and the build of the compiled relay.
 
-``GPOOLER_DEBUG=1`` builds with bounds checks and assertions, and defines the macro ``GPOOLER_FAULTS`` that
-compiles the named fault points in. Changing it rebuilds everything; otherwise only what changed is built.
+``GPOOLER_DEBUG=1`` builds with bounds checks, assertions (``relay/check.pxi``) and an end to whatever C
+leaves undefined (``-fsanitize=undefined``). Changing it rebuilds everything; otherwise only what changed
+is built.
 """
 
 import os
@@ -40,16 +41,18 @@ def extensions() -> list[Extension]:
 
     headers = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / RELAY).glob("*.h"))
     macros: list[tuple[str, str | None]] = [("CYTHON_WITHOUT_ASSERTIONS", "1")]
+    options = ["-O2", "-g", "-pthread"]
     if IS_DEBUG:
-        macros = [("GPOOLER_FAULTS", "1")]
+        macros = [("GPOOLER_DEBUG", "1")]
+        options += ["-fsanitize=undefined", "-fno-sanitize-recover=undefined", "-fstack-protector-strong"]
     modules = [
         Extension(
             source.removesuffix(".pyx").replace("/", "."),
             [source],
             depends=headers,
             define_macros=macros,
-            extra_compile_args=["-O2", "-g", "-pthread"],
-            extra_link_args=["-pthread"],
+            extra_compile_args=options,
+            extra_link_args=options,
         )
         for source in sources
     ]

@@ -27,6 +27,7 @@ include "client.pxi"
 include "server.pxi"
 include "release.pxi"
 include "commands.pxi"
+include "check.pxi"
 
 
 cdef Engine* engine_new(uint64_t* process_words) noexcept:
@@ -279,6 +280,8 @@ cdef void engine_run(Engine* e) noexcept nogil:
             sweep(e)
         if e.now_us >= e.next_deadline_us:
             expire(e)
+        if GPOOLER_IS_CHECKED:
+            check_round(e)
         if e.closed_head != NULL:
             finish_round(e)
         if e.quiet_since_us:

@@ -163,8 +163,9 @@ cdef ParamSet* _set(Param** items, uint32_t count) noexcept nogil:
 
 cdef ParamSet* params_empty() noexcept nogil:
     cdef ParamSet* s
+    cdef Param* nothing[1]
     pthread_mutex_lock(&_lock)
-    s = _set(NULL, 0)
+    s = _set(nothing, 0)
     pthread_mutex_unlock(&_lock)
     return s
 
