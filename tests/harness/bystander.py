@@ -8,6 +8,7 @@ from tests.harness.client import SYNC, RawClient, bind, execute, parse
 from tests.harness.gpooler import Gpooler
 
 TURNS_A_LOGIN = 8
+PAUSE_S = 0.002  # leaves the machine to the others
 
 
 class Bystander:
@@ -59,3 +60,4 @@ class Bystander:
         client.send(parse(f"SELECT $1::int, {sql}"), bind(values=(b"%d" % number,)), execute(), SYNC)
         assert client.rows() == expected
         self.turns += 1
+        self._stop.wait(PAUSE_S)
