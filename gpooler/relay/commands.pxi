@@ -73,6 +73,7 @@ cdef void begin_cancel(Engine* e, Command* command) noexcept nogil:
         c.conn.route.words[counters.ROUTE_CANCELS] += 1
         command.now = 2
         leave_queue(e, c)
+        c.wait_us = 0                   # its next request waits anew
         refuse_request(e, c, REASON_CLIENT_CANCELLED)
 
 

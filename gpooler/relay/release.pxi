@@ -15,7 +15,7 @@ from gpooler.relay.session cimport (
     OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
     session_owner,
 )
-from gpooler.relay.system cimport SHUT_RDWR, SHUT_WR, shutdown
+from gpooler.relay.system cimport SHUT_RDWR, SHUT_WR, pthread_mutex_lock, pthread_mutex_unlock, shutdown
 
 
 cdef void own_query(Engine* e, Server* s, const char* text, uint32_t size) noexcept nogil:
@@ -170,8 +170,18 @@ cdef void ask_cancel(Engine* e, Server* s) noexcept nogil:
     if s.flags & CANCEL_ASKED:
         return
     s.flags |= CANCEL_ASKED
-    s.cancelling += 1
-    raise_event(e, &s.conn, EVENT_CANCEL_WANTED)
+    want_cancel(e, s)
+
+
+cdef void want_cancel(Engine* e, Server* s) noexcept nogil:
+    """One more cancel request; two wishes that Python has not heard of yet are one event, and one request."""
+    cdef bint is_wanted
+    pthread_mutex_lock(&e.lock)
+    is_wanted = (s.conn.event_bits & EVENT_CANCEL_WANTED) != 0
+    pthread_mutex_unlock(&e.lock)
+    if not is_wanted:
+        s.cancelling += 1
+        raise_event(e, &s.conn, EVENT_CANCEL_WANTED)
 
 
 cdef inline void count_for_recall(Route* r) noexcept nogil:

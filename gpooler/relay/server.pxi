@@ -167,8 +167,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 if c != NULL and not s.flags & DEPLOY_FAILED:
                     share_params(e, s, c)
                     if s.flags & CANCEL_AFTER_DEPLOY:
-                        s.cancelling += 1
-                        raise_event(e, &s.conn, EVENT_CANCEL_WANTED)
+                        want_cancel(e, s)
                 s.flags &= ~<uint32_t> CANCEL_AFTER_DEPLOY
             else:
                 reset_answered(e, s)

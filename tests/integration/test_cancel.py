@@ -1,6 +1,7 @@
 """Cancel requests: the right query, once, from any worker, and never the next client's."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -131,6 +132,23 @@ def test_a_cancelled_wait_refuses_its_request_alone(postgres: Postgres, gpooler_
         eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
         cancel(gpooler, waiter.pid, waiter.key)
         assert sqlstate_of(waiter) == "57014"
+        holder.query("COMMIT")
+        assert waiter.rows() == [["3"]]
+
+
+def test_the_wait_after_a_cancelled_one_starts_anew(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_timeout": 1500})
+    with gpooler.raw() as holder, gpooler.raw() as waiter:
+        holder.login()
+        waiter.login()
+        holder.query("BEGIN")
+        waiter.send(query("SELECT 2"))
+        eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
+        cancel(gpooler, waiter.pid, waiter.key)
+        assert sqlstate_of(waiter) == "57014"
+        time.sleep(2)
+        waiter.send(query("SELECT 3"))
+        eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
         holder.query("COMMIT")
         assert waiter.rows() == [["3"]]
 
