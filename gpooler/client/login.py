@@ -331,6 +331,7 @@ class Login:
     def _hand_over(
         self, guest: Guest, packet: Startup, rule: Rule, route: Route, done: Done
     ) -> tuple[int, SetUp | None]:
+        fault_point("login_adopting")
         parameters = {**packet.parameters, **rule.options} if rule.options else packet.parameters
         for item in parameters:
             if item.lower() in FIXED:
@@ -368,7 +369,6 @@ class Login:
             )
         if guest.family and (changes := self._socket_changes[rule.name]):
             set_options(guest.fd, changes)
-        fault_point("login_adopting")
         handle = self._relay.adopt_client(
             guest.detach(),
             route.route_id,

@@ -125,12 +125,12 @@ class Stage:
         self._worker.arm("login_adopting")
         for _ in range(200):
             client = self._stack.enter_context(self._gpooler.raw(timeout=PATIENCE_S))
-            # a client that will not read is at its query already
-            request = [query(LARGE)] if self._fault is Fault.STALL_CLIENT else []
-            client.send(startup("trust_user", "app"), *request)
+            client.send(startup("trust_user", "app"))
             readable, _, _ = select.select([client.socket, self._worker.sock], [], [], PATIENCE_S)
             if self._worker.sock in readable:
                 self._worker.wait_at("login_adopting")
+                if self._fault is Fault.STALL_CLIENT:
+                    client.send(query(LARGE))  # who will not read is at its query already
                 self._victim, self._halted = client, self._worker
                 return
             self._here.append(client)
