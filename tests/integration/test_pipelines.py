@@ -451,7 +451,8 @@ def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
                 stream.append(group(one) + chance.choice([b"", FLUSH, execute()]) + group(two) + SYNC)
             case 5:
                 lines = chance.choice([b"1\tx\n", b"x\n", b"1000\tx\n", b"5\tz\n" * 30_000])
-                stream.append(query(chance.choice(COPIES)) + copy_data(lines) + copy_data(b"2\ty\n"))
+                middle = chance.choice([b"", b"", SYNC, FLUSH])
+                stream.append(query(chance.choice(COPIES)) + copy_data(lines) + middle + copy_data(b"2\ty\n"))
                 stream.append(chance.choice([COPY_DONE, COPY_DONE, message(b"f", text("no"))]))
             case 6:
                 stream.append(query("COPY (SELECT generate_series(1, 500)) TO STDOUT"))
