@@ -158,6 +158,8 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
             # Terminate followed its requests: PostgreSQL would have finished them. Cancel only later.
             s.deadline_us = e.now_us + r.reset_timeout_us // 2
             deadline(e, s.deadline_us)
+        elif session_owner(&s.session) == OWNER_DEPLOY and s.session.length > 1:
+            s.flags |= CANCEL_AFTER_DEPLOY  # or it would hit the deploy, and what stands behind it run on
         else:
             ask_cancel(e, s)
     if s.conn.rx.left or s.conn.hold != NULL:

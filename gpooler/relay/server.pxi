@@ -168,6 +168,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     share_params(e, s, c)
                     if s.flags & CANCEL_AFTER_DEPLOY:
                         want_cancel(e, s)
+                elif c == NULL and s.flags & CANCEL_AFTER_DEPLOY and not session_is_idle(&s.session):
+                    ask_cancel(e, s)
                 s.flags &= ~<uint32_t> CANCEL_AFTER_DEPLOY
             else:
                 reset_answered(e, s)
@@ -274,8 +276,10 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         server_close(e, s, REASON_SERVER_DIRTY_END)
         return
     if c.flags & IS_HALF_CLOSED and c.conn.hold == NULL:
-        client_finish(e, c, REASON_CLIENT_TERMINATED)
-        return
+        if not c.conn.flags & IS_READABLE:
+            client_finish(e, c, REASON_CLIENT_TERMINATED)
+            return
+        resume_client(e, c)             # its end was seen before all that it sent was read
     if s.flags & FATAL_SEEN:
         return
     if r.mode == MODE_SESSION:
