@@ -308,7 +308,9 @@ class Worker:
 
     def _on_relay(self) -> None:
         """In the hub: nothing here waits."""
-        for kind, subject, what in self._relay.poll():
+        events = self._relay.poll()
+        self._clients.log_texts()  # before the records of those who sent them are given back
+        for kind, subject, what in events:
             if kind == "c":
                 self._clients.on_event(subject, what)
             elif kind == "s":
@@ -317,7 +319,6 @@ class Worker:
                 self._on_route(subject, what)
             else:
                 self._on_reply(subject, what)
-        self._clients.log_texts()
 
     def _on_route(self, route_id: int, bits: int) -> None:
         if bits & RouteEvent.DEMAND:

@@ -132,6 +132,7 @@ def test_what_was_promised_to_a_dead_broker_is_kept(house):
     assert server.recv(100) == query("SELECT 1")
     assert house.reply(house.relay.recall(ROUTE, 1, False))[:2] == (0, 1)
     house.relay.forget_recalls()
+    house.reply(house.relay.drop_idle(0))  # commands are done in order
     server.sendall(ANSWER)
     assert client.recv(100) == ANSWER
     eventually(lambda: house.count(RouteWord.SERVERS_IDLE))
