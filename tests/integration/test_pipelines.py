@@ -45,8 +45,8 @@ READY = message(b"Z", b"I")
 MEGABYTE = 1 << 20
 SCHEMA = """
 DROP TABLE IF EXISTS piped; CREATE TABLE piped (n int CHECK (n < 1000), data text);
-DROP TABLE IF EXISTS late; CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
-INSERT INTO late VALUES (1); GRANT ALL ON piped, late TO PUBLIC;
+DROP TABLE IF EXISTS piped_late; CREATE TABLE piped_late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO piped_late VALUES (1); GRANT ALL ON piped, piped_late TO PUBLIC;
 """
 
 
@@ -182,7 +182,7 @@ def test_an_error_spoils_its_group_alone(postgres: Postgres, pool: Gpooler) -> N
         message(b"P"),
         message(b"B", b"\0"),
         close("X"),
-        group("INSERT INTO late VALUES (1)"),  # fails at the Sync
+        group("INSERT INTO piped_late VALUES (1)"),  # fails at the Sync
     ):
         assert_same(
             postgres,
@@ -423,7 +423,7 @@ STATEMENTS = (
     "SELECT 1", "SELECT generate_series(1, 30)", "SELECT repeat('z', 20000) FROM generate_series(1, 10)",
     "nonsense", "SELECT 1/0", "", "INSERT INTO piped VALUES (1, 'x')",
     "INSERT INTO piped VALUES (2, 'y') RETURNING n",
-    "INSERT INTO piped VALUES (1000, 'x')", "INSERT INTO late VALUES (1)", "DELETE FROM piped",
+    "INSERT INTO piped VALUES (1000, 'x')", "INSERT INTO piped_late VALUES (1)", "DELETE FROM piped",
     "SET application_name = 'x'", "RESET ALL", "SHOW application_name",
     "DO $$BEGIN RAISE NOTICE 'x'; END$$", "SELECT 'BEGIN'",
 )  # fmt: skip
