@@ -85,7 +85,7 @@ class Stage:
         self._here, self._there = clients[1], clients[2]
         hold_all(self._here)
         hold_all(self._there)
-        self._descriptors = self._own_descriptors()
+        self._descriptors = self._settled_descriptors()
         self._bystander = self._there.pop()
         self._bystander.query("BEGIN")
         self._victim = self._here.pop()
@@ -394,16 +394,24 @@ class Stage:
         assert len(activity) == idle <= POOL_SIZE, (idle, activity)
         return True
 
+    def _settled_descriptors(self) -> dict[str, Counter[str]]:
+        """What is there when nothing comes and goes any more."""
+        while True:
+            first = self._own_descriptors()
+            time.sleep(0.1)
+            if first == self._own_descriptors():
+                return first
+
     def _own_descriptors(self) -> dict[str, Counter[str]]:
         """Descriptors of each process by kind, but for connections to clients and servers."""
         ports = {self._postgres.port, self._gpooler.port}
         result = {}
         for process in self._gpooler.processes():
             with suppress(psutil.NoSuchProcess, FileNotFoundError):
-                kinds = Counter(
-                    re.sub(r"\d+", "", os.readlink(link))
-                    for link in Path(f"/proc/{process.pid}/fd").iterdir()
-                )
+                kinds: Counter[str] = Counter()
+                for link in Path(f"/proc/{process.pid}/fd").iterdir():
+                    with suppress(FileNotFoundError):  # closed in the meantime
+                        kinds[re.sub(r"\d+", "", os.readlink(link))] += 1
                 kinds["socket:[]"] -= sum(
                     bool(each.raddr) and not ports.isdisjoint((each.raddr.port, each.laddr.port))
                     for each in process.net_connections(kind="tcp")
@@ -419,7 +427,7 @@ class Stage:
     def _grown_descriptors(self) -> dict[str, dict[str, int]]:
         """What each process has more or less than at the beginning."""
         now = self._own_descriptors()
-        assert now.keys() == self._descriptors.keys()
+        assert now.keys() == self._descriptors.keys(), (now.keys(), self._descriptors.keys())
         grown = {}
         for who, before in self._descriptors.items():
             kinds = {kind: now[who][kind] - before[kind] for kind in now[who].keys() | before.keys()}
