@@ -178,14 +178,14 @@ class Stage:
     def _enter_copy(self) -> None:
         # synchronous: it survives the crash that may follow
         self._postgres.query(
-            "SET synchronous_commit = on; CREATE TABLE IF NOT EXISTS lines (number int); TRUNCATE lines",
+            "SET synchronous_commit = on; CREATE TABLE IF NOT EXISTS struck (number int); TRUNCATE struck",
             "app",
         )
-        self._postgres.query("GRANT ALL ON lines TO PUBLIC", "app")
-        self._victim.send(query("COPY lines FROM STDIN"))
+        self._postgres.query("GRANT ALL ON struck TO PUBLIC", "app")
+        self._victim.send(query("COPY struck FROM STDIN"))
         assert self._victim.read().kind == b"G"
         self._victim.send(copy_data(b"1\n"), copy_data(b"2\n")[:-1])  # not even a whole message
-        self._target = eventually(lambda: self._runs("COPY lines FROM STDIN"))
+        self._target = eventually(lambda: self._runs("COPY struck FROM STDIN"))
 
     def _enter_resetting(self) -> None:
         """PostgreSQL does not answer the ROLLBACK; the victim waits for that server."""
@@ -333,7 +333,7 @@ class Stage:
         if self._state is State.COPY:
             is_done = self._fault in (*ON_THE_BROKER, Fault.STALL_CLIENT)
             expected = [(1,), (2,), (3,)] if is_done else []
-            assert self._postgres.query("SELECT number FROM lines ORDER BY 1", "app") == expected
+            assert self._postgres.query("SELECT number FROM struck ORDER BY 1", "app") == expected
         with ExitStack() as stack:
             clients = clients_on(self._gpooler, {1: POOL_SIZE, 2: POOL_SIZE}, stack)
             hold_all(clients[1])
