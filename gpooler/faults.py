@@ -3,7 +3,7 @@
 The test listens there (SOCK_SEQPACKET, one JSON object a datagram). A process says who it is; the test
 arms points, by name or ``name:detail``; the next time the process comes to an armed one it says so and
 stands still, hub and all, until it is told to go on. What the relay does meanwhile is its own affair.
-Commands are read at every point and, since the hub comes by twice a second, at the point ``beat``.
+Commands are read at every point and, as the hub comes by every BEAT_S, at the point ``beat``.
 
 Process: ``{"who", "pid"}`` once, ``{"reached", "detail"}``, ``{"answer"}``.
 Test: ``{"arm": point}``, ``{"go": true}``, ``{"hold_gil_ms": n}``, ``{"objects": true}``, ``{"ping": true}``.
@@ -17,6 +17,7 @@ from socket import AF_UNIX, SOCK_SEQPACKET, socket  # bound before gevent patche
 from typing import Any, Final
 
 VARIABLE: Final = "GPOOLER_DEBUG"
+BEAT_S: Final = 0.2
 _MOST: Final = 4096  # bytes of one datagram
 
 
@@ -86,6 +87,11 @@ def connect(who: str) -> None:
     path = os.environ.get(VARIABLE, "")
     if "/" in path:
         _control = _Control(path, who)
+
+
+def is_connected() -> bool:
+    """Whether a test holds the strings."""
+    return _control is not None
 
 
 def fault_point(name: str, detail: str = "") -> None:

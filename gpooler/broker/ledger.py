@@ -42,6 +42,7 @@ MAX_WAITING: Final = 1_000_000_000
 ROUND_US: Final = 10_000  # ticks while clients wait somewhere
 LOOKS_MOST: Final = 64  # routes a tick; what is left is looked at by the next: messages come in between
 REST_US: Final = 1_000_000  # ticks otherwise; min_pool_size is filled by one server a round
+IDLE_US: Final = 60_000_000  # and once a tick has found nothing to do, until something happens
 RETRY_US: Final = 10_000  # least pause after a failed open, so that a dead server is not hammered
 SETTLE_US: Final = 1_000_000  # after a rebuild: servers that nobody reported are ending meanwhile
 
@@ -79,6 +80,7 @@ class Ledger:
         self._must_settle = False
         self._round_us = 0  # the last round
         self._rest_us = 0  # the last round that looked at everything
+        self._is_idle = False  # it found nothing to do, and nothing has happened since
         self._handlers: dict[type[Any], Callable[[int, Member, Any], None]] = {
             ReportRoute: self._on_report_route,
             ReportSlot: self._on_report_slot,
@@ -113,6 +115,7 @@ class Ledger:
 
         ``first_new_id``: lower route ids may have been given out by an earlier broker.
         """
+        self._is_idle = False
         self._book.is_serving = True
         self._book.first_new_id = first_new_id
         self._must_settle = not is_first
@@ -124,6 +127,7 @@ class Ledger:
         sender = self._book.members.get(worker)
         if sender is None:
             return []
+        self._is_idle = False
         try:
             handler = self._handlers.get(type(message))
             if handler is None:
@@ -137,6 +141,7 @@ class Ledger:
         """A worker is dead, and every message that it sent has been handled."""
         if self._book.members.pop(worker, None) is None:
             return []
+        self._is_idle = False
         self._pending = {at: message for at, message in self._pending.items() if at[0] != worker}
         routes = [route for route in self._book.routes.values() if worker in route.holdings]
         for route in routes:
@@ -154,6 +159,7 @@ class Ledger:
 
     def gone(self, now_us: int, name: SlotName, generation: int) -> list[Act]:
         """The PostgreSQL process of a buried slot is gone."""
+        self._is_idle = False
         route = self._book.routes.get(name.route_id)
         slot = route.buried.get(name.slot) if route is not None else None
         if slot is not None and slot.generation == generation:
@@ -176,7 +182,7 @@ class Ledger:
         if self._book.urgent:
             return 0
         rounds = [self._round_us + ROUND_US] if self._book.hungry else []
-        return min([*rounds, self._rest_us + REST_US, *self._book.wake.values()])
+        return min([*rounds, self._rest_due_us, *self._book.wake.values()])
 
     def tick(self, now_us: int, demand: Mapping[tuple[WorkerId, int], Demand]) -> list[Act]:
         """Share out anew. ``demand`` by worker and route id, for the routes of ``due(now_us)``."""
@@ -196,11 +202,17 @@ class Ledger:
             self._sharing.recall(now_us, route)
         if is_round:
             self._round_us = now_us
-        if now_us >= self._rest_us + REST_US:
+        if now_us >= self._rest_due_us:
             self._rest_us = now_us
-            self._sharing.shed_excess(now_us)
-            self._sharing.fill_minimum(now_us)
+            has_excess = self._sharing.shed_excess(now_us)
+            is_below = self._sharing.fill_minimum(now_us)
+            self._is_idle = not (has_excess or is_below)
         return self._book.take_acts()
+
+    @property
+    def _rest_due_us(self) -> int:
+        """When everything is looked at next."""
+        return self._rest_us + (IDLE_US if self._is_idle else REST_US)
 
     # --- state for others --------------------------------------------------------------------------
 

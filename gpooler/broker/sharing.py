@@ -164,21 +164,22 @@ class Sharing:
         holding.recalled(recall, now_us)
         self._book.send(holding.worker, recall)
 
-    def shed_excess(self, now_us: int) -> None:
-        """Close what was reported above a cap."""
+    def shed_excess(self, now_us: int) -> bool:
+        """Close what was reported above a cap. Whether there was any."""
+        has_excess = False
         for cap in {id(cap): cap for route in self._book.routes.values() for cap in route.caps}.values():
             if cap.excess:
+                has_excess = True
                 for route, holding, count in plan_excess(cap, now_us):
                     self._send_recall(now_us, route, holding, count, is_eviction=True)
+        return has_excess
 
-    def fill_minimum(self, now_us: int) -> None:
-        """One server for each route below its min_pool_size."""
-        self._below = {
-            route.route_id: route
-            for route in self._book.routes.values()
-            if route.have < route.min_pool_size and route.paused_until_us <= now_us
-        }
+    def fill_minimum(self, now_us: int) -> bool:
+        """One server for each route below its min_pool_size. Whether there was any, also a paused one."""
+        below = [route for route in self._book.routes.values() if route.have < route.min_pool_size]
+        self._below = {route.route_id: route for route in below if route.paused_until_us <= now_us}
         self._fill_below(now_us)
+        return bool(below)
 
     def _fill_below(self, now_us: int) -> None:
         """For the routes that are due one: in the worker that has fewest servers of it."""

@@ -5,7 +5,6 @@ when it has to wait: for the id of a route, for its turn, for a cancel request t
 """
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Final, Protocol
 
 import gevent
@@ -14,21 +13,12 @@ from gevent.lock import BoundedSemaphore
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done
 from gpooler.auth.randomness import random_bytes
-from gpooler.auth.secrets import Secret
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
-from gpooler.client.greeting import (
-    APPLICATION_NAME,
-    Greetings,
-    Key,
-    application_name,
-    is_plain,
-    overrides,
-    startup_key,
-    statuses,
-)
-from gpooler.config.model import Authentication, Config, ConnectionType, Pool, Rule
+from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
+from gpooler.client.plan import Plan, Plans
+from gpooler.config.model import Authentication, Config, Pool, Rule
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
@@ -47,8 +37,6 @@ from gpooler.log import Logger, client_id
 from gpooler.net.tcp import set_options, tcp_settings
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
-from gpooler.routing.rules import Rules
-from gpooler.server.servers import READ_ONLY
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
@@ -62,9 +50,8 @@ from gpooler.wire.startup import (
     parse_startup_length,
 )
 
-# What the server alone decides; the relay never deploys these, so a client that asks has to be told here.
-FIXED: Final = frozenset(name.decode() for name in READ_ONLY)
 REFUSED: Final = b"N"  # the answer to an encryption request
+READY: Final = messages.ready_for_query()
 
 
 class Routes(Protocol):
@@ -91,15 +78,13 @@ class SetUp:
 class Attempt:
     """How far a login is."""
 
-    __slots__ = ("conversation", "is_counted", "is_debugged", "packet", "requests", "rule")
+    __slots__ = ("conversation", "is_counted", "plan", "requests")
 
     def __init__(self) -> None:
         self.requests: set[type] = set()  # encryption requests seen
-        self.packet: Startup | None = None
-        self.rule: Rule | None = None  # None: no rule, the exchange fails whatever is answered
+        self.plan: Plan | None = None
         self.conversation: exchange.Exchange | None = None
         self.is_counted = False  # against client_max
-        self.is_debugged = False  # log_debug, in general or of its rule
 
 
 class Login:
@@ -127,12 +112,7 @@ class Login:
         self._routes = routes
         self._cancels = cancels
         self._logger = logger
-        self._rules = Rules(config)
-        self._secrets = {
-            rule.name: Secret(rule.password.get_secret_value())
-            for rule in config.rules
-            if rule.password is not None
-        }
+        self._plans = Plans(config, logger.is_debug)
         general = tcp_settings(config.performance)
         self._socket_changes = {
             rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
@@ -187,7 +167,8 @@ class Login:
             attempt.is_counted = False
             self._admission.leave()
         if isinstance(error, GpoolerError):
-            self._refuse(guest, error, attempt.rule is None or attempt.rule.client_show_id)
+            rule = None if attempt.plan is None else attempt.plan.rule
+            self._refuse(guest, error, rule is None or rule.client_show_id)
         elif guest.who.user:
             self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
         guest.close()
@@ -206,6 +187,10 @@ class Login:
 
     def _on_startup(self, guest: Guest, data: bytes) -> None:
         """Raises ClientFault, ClientGone."""
+        plan = self._plans.find(guest, data)
+        if plan is not None:
+            self._begin(guest, plan)
+            return
         packet = parse_startup(data)
         if isinstance(packet, SSLRequest | GSSENCRequest):
             requests: set[type] = guest.attempt.requests
@@ -220,7 +205,8 @@ class Login:
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
         else:
-            self._begin(guest, packet)
+            guest.who.user, guest.who.database = packet.user, packet.database
+            self._begin(guest, self._plans.make(guest, data, packet))
 
     def _cancel(self, guest: Guest, packet: CancelRequest) -> None:
         try:
@@ -228,15 +214,14 @@ class Login:
         finally:
             guest.close()
 
-    def _begin(self, guest: Guest, packet: Startup) -> None:
-        """Find the rule, begin the exchange. Raises ClientFault, ClientGone."""
+    def _begin(self, guest: Guest, plan: Plan) -> None:
+        """Begin the exchange. Raises ClientFault, ClientGone."""
         attempt: Attempt = guest.attempt
-        attempt.packet = packet
+        attempt.plan = plan
+        packet, rule = plan.packet, plan.rule
         guest.who.user, guest.who.database = packet.user, packet.database
         fault_point("login_started")
-        attempt.rule = rule = self._find_rule(guest, packet)
-        attempt.is_debugged = self._logger.is_debug or (rule is not None and rule.log_debug)
-        if attempt.is_debugged:
+        if plan.is_debugged:
             self._debug(guest, _described(packet, rule))
         if rule is None:
             attempt.conversation = self._doomed(packet)
@@ -251,9 +236,9 @@ class Login:
                 raise ClientMaxReached(self._config.limits.client_max or 0)
             attempt.is_counted = True
             attempt.conversation = exchange.begin(
-                rule.authentication.value,
+                rule.authentication,
                 packet.user,
-                self._secrets.get(rule.name),
+                plan.secret,
                 self._mock_key,
                 salt_name=rule.name if rule.is_default_user else None,
             )
@@ -264,11 +249,6 @@ class Login:
 
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
-
-    def _find_rule(self, guest: Guest, packet: Startup) -> Rule | None:
-        address = ip_address(guest.address) if self._rules.has_addresses and guest.family else None
-        kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
-        return self._rules.match(packet.database, packet.user, address, kind)
 
     def _doomed(self, packet: Startup) -> exchange.Exchange:
         """An exchange for an unknown user of a known database: it fails as a wrong password does."""
@@ -283,106 +263,99 @@ class Login:
 
     def _go_on(self, guest: Guest, said: bytes | Done) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
-        attempt: Attempt = guest.attempt
+        plan: Plan = guest.attempt.plan
         if not isinstance(said, Done):
             guest.send(said)
             guest.expect_password()
-            if attempt.is_debugged:
+            if plan.is_debugged:
                 self._debug(guest, "authentication: the client is asked")
-            return
-        packet, rule = attempt.packet, attempt.rule
-        assert packet is not None
-        if rule is None:
-            raise AuthenticationFailed(packet.user, cause="no rule")
-        route = self._routes.known(rule, packet.database, packet.user)
-        if route is not None:
-            self._adopt(guest, packet, rule, route, said)
+        elif plan.rule is None:
+            raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
-            gevent.spawn(self._wait_for_route, guest, packet, rule, said)
+            rule, packet = plan.rule, plan.packet
+            route = plan.route or self._routes.known(rule, packet.database, packet.user)
+            if route is not None:
+                self._adopt(guest, plan, rule, route, said)
+            else:
+                gevent.spawn(self._wait_for_route, guest, plan, rule, said)
 
-    def _wait_for_route(self, guest: Guest, packet: Startup, rule: Rule, done: Done) -> None:
+    def _wait_for_route(self, guest: Guest, plan: Plan, rule: Rule, done: Done) -> None:
         """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
         try:
             with self._gate:
-                route = self._routes.open(rule, packet.database, packet.user)
+                route = self._routes.open(rule, plan.packet.database, plan.packet.user)
                 if guest.fd >= 0:
-                    self._adopt(guest, packet, rule, route, done)
+                    self._adopt(guest, plan, rule, route, done)
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
 
-    def _adopt(self, guest: Guest, packet: Startup, rule: Rule, route: Route, done: Done) -> None:
+    def _adopt(self, guest: Guest, plan: Plan, rule: Rule, route: Route, done: Done) -> None:
         """Limits and greeting; the relay has the client afterwards. Raises ClientFault, ClientGone."""
+        if plan.route is None:
+            plan.route = route
+            plan.names = self._names(plan.packet.database, plan.packet.user)
         if not self._admission.enter_route(route.route_id, rule.client_max):
-            raise RuleClientMaxReached(rule.client_max or 0, packet.database, packet.user)
+            raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
         try:
-            handle, setup = self._hand_over(guest, packet, rule, route, done)
+            handle, setup = self._hand_over(guest, plan, rule, route, done)
         except BaseException:
             self._admission.leave_route(route.route_id)
             raise
         if setup is None:
             self._count_login(route)
         guest.attempt.is_counted = False  # from now on the relay's event gives it back
-        if guest.attempt.is_debugged:
+        if plan.is_debugged:
             what = "its parameters are known" if setup is None else "it is set up on a server"
             self._debug(guest, f"authenticated, on route {route.route_id}: {what}")
         self._on_adopted(handle, guest, setup)
 
     def _hand_over(
-        self, guest: Guest, packet: Startup, rule: Rule, route: Route, done: Done
+        self, guest: Guest, plan: Plan, rule: Rule, route: Route, done: Done
     ) -> tuple[int, SetUp | None]:
         fault_point("login_adopting")
-        parameters = {**packet.parameters, **rule.options} if rule.options else packet.parameters
-        for item in parameters:
-            if item.lower() in FIXED:
-                raise ParameterCannotChange(item)
-        if not rule.maintain_params:
-            parameters = {}
-        name = _application_name(guest, parameters, rule) if rule.maintain_params else ""
-        key = startup_key(parameters)
-        greetings = self._greetings.get(route.route_id)
-        if greetings is None:
-            greetings = self._greetings[route.route_id] = Greetings()
-        found = None if rule.pool is Pool.SESSION else greetings.find(route, key, name)
-        secret = b"" if rule.pool is Pool.SESSION else random_bytes(packet.secret_length)
+        if plan.fixed:
+            raise ParameterCannotChange(plan.fixed)
+        secret_length = plan.packet.secret_length
+        greeting = self._find_greeting(guest, plan, rule, route)
         setup = None
-        if found is None:
-            if name:
-                parameters = {
-                    item: name if item.lower() == APPLICATION_NAME else value
-                    for item, value in {APPLICATION_NAME: name, **parameters}.items()
-                }
+        if greeting is None:
             guest.send(done.messages)
-            relay_set = overrides(parameters)
-            setup = SetUp(route, key, packet.secret_length)
+            setup = SetUp(route, plan.key, secret_length)
+            secret = b"" if rule.pool is Pool.SESSION else random_bytes(secret_length)
+            parameters = overrides(plan.named_parameters(guest))
         else:
-            relay_set = found.parameters
-            guest.send(
-                b"".join(
-                    (
-                        done.messages,
-                        found.statuses,
-                        messages.backend_key_data(self._relay.reserve_pid(), secret),
-                        messages.ready_for_query(),
-                    )
-                )
-            )
+            secret = random_bytes(secret_length)
+            key_data = messages.backend_key_data(self._relay.reserve_pid(), secret)
+            guest.send(b"".join((done.messages, greeting.statuses, key_data, READY)))
+            parameters = greeting.parameters
         if guest.family and (changes := self._socket_changes[rule.name]):
             set_options(guest.fd, changes)
         handle = self._relay.adopt_client(
             guest.detach(),
             route.route_id,
             guest.number,
-            relay_set,
+            parameters,
             secret=secret,
             address=guest.address,
             family=guest.family,
             port=guest.port,
-            names=self._names(packet.database, packet.user),
+            names=plan.names,
             needs_setup=setup is not None,
             pending=guest.buffer,
         )
         return handle, setup
+
+    def _find_greeting(self, guest: Guest, plan: Plan, rule: Rule, route: Route) -> Greeting | None:
+        """None for a client that must be set up on a server first."""
+        if rule.pool is Pool.SESSION:
+            return None
+        if plan.greeting is not None and plan.version == route.version and not plan.has_host_in_name:
+            return plan.greeting
+        greetings = self._greetings.setdefault(route.route_id, Greetings())
+        plan.greeting = greetings.find(route, plan.key, plan.application_name(guest))
+        plan.version = route.version
+        return plan.greeting
 
     def finish_setup(self, handle: int, setup: SetUp) -> None:
         """The client has its parameters from a server (``ClientEvent.READY``): tell it so."""
@@ -415,10 +388,3 @@ def _described(packet: Startup, rule: Rule | None) -> str:
     return (
         f"startup packet: protocol {packet.major}.{packet.minor}, {found}, parameters: {parameters or 'none'}"
     )
-
-
-def _application_name(guest: Guest, parameters: dict[str, str], rule: Rule) -> str:
-    value = next((value for item, value in parameters.items() if item.lower() == APPLICATION_NAME), "")
-    if rule.application_name_add_host:
-        return application_name(value, f"{guest.host}:{guest.port}")
-    return application_name(value, None) if is_plain(value) else ""

@@ -26,7 +26,7 @@ from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_BOOT, EXIT_OK, BrokerContext
 from gpooler.process.fork import EXIT_CRASH
-from gpooler.process.heartbeat import BEAT_INTERVAL_S
+from gpooler.process.heartbeat import beat
 from gpooler.server.cancel import send_cancel
 from gpooler.stats.registry import MAX_ROUTES, ProcessWord
 from gpooler.stats.reporter import Reporter
@@ -102,18 +102,12 @@ class Broker:
 
     def run(self) -> int:
         """Serve until the master is gone. Yields. Returns the exit status."""
-        greenlets = [gevent.spawn(self._beat), gevent.spawn(self._obey), *self._reporters()]
+        greenlets = [gevent.spawn(beat, self._context.counters), gevent.spawn(self._obey), *self._reporters()]
         # EOF of the master is the planned end; a failure of the service ends the process for a successor.
         done = gevent.wait([greenlets[1], self._service.failed], count=1)[0]
         gevent.killall(greenlets)
         self._service.close()
         return EXIT_CRASH if done is self._service.failed else EXIT_OK
-
-    def _beat(self) -> None:
-        while True:
-            self._context.counters.add_process(ProcessWord.HUB_BEAT)
-            faults.fault_point("beat")
-            gevent.sleep(BEAT_INTERVAL_S / 2)
 
     def _obey(self) -> None:
         try:

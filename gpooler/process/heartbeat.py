@@ -1,18 +1,33 @@
 """Whether a child that still exists has stopped working: its beats stall though it could have run.
 
 The hub bumps ``ProcessWord.HUB_BEAT`` and the relay ``RELAY_BEAT`` in shared memory, each at least every
-BEAT_INTERVAL_S, also when idle. A beat is watched from its first bump on.
+BEAT_INTERVAL_S, also when idle. A beat is watched from its first bump on. Beats and looks are seldom: waking
+three processes for nothing costs more than the transactions of a quiet hour.
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
-BEAT_INTERVAL_S: Final = 1.0  # what a child promises
-TICK_S: Final = 1.0  # how often the master looks
+import gevent
+
+from gpooler import faults
+from gpooler.stats.registry import ProcessWord
+from gpooler.stats.shared import SharedCounters
+
+BEAT_INTERVAL_S: Final = 5.0  # what a child promises
+TICK_S: Final = 5.0  # how often the master looks
 STALL_S: Final = 30.0  # of chances to run without a beat
 _CREDIT_MOST_S: Final = 2 * TICK_S  # a longer gap between two looks: the master itself did not run
 
 _NO_CHANCE: Final = frozenset("TtDZX")  # stopped, traced, in the kernel's hands, dead
+
+
+def beat(counters: SharedCounters) -> NoReturn:
+    """Bump the hub's beat for ever. Yields. Oftener under a test, whose commands are heard here."""
+    while True:
+        counters.add_process(ProcessWord.HUB_BEAT)
+        faults.fault_point("beat")
+        gevent.sleep(faults.BEAT_S if faults.is_connected() else BEAT_INTERVAL_S)
 
 
 class Watch:

@@ -26,7 +26,7 @@ from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
-from gpooler.process.heartbeat import BEAT_INTERVAL_S
+from gpooler.process.heartbeat import beat
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
@@ -112,7 +112,7 @@ class Worker:
         monkey.get_original("_thread", "start_new_thread")(self._relay.run, ())
         watcher = get_hub().loop.io(self._relay.event_fd, 1)
         watcher.start(self._on_relay)
-        gevent.spawn(self._beat)
+        gevent.spawn(beat, self._counters)
         control_channel = Channel(self._context.control, control.CODEC)
         gevent.spawn(self._obey, control_channel)
         self._clients.start()
@@ -121,12 +121,6 @@ class Worker:
         self._relay.stop()
         self._log.close()
         return EXIT_OK
-
-    def _beat(self) -> None:
-        while True:
-            self._counters.add_process(ProcessWord.HUB_BEAT)
-            faults.fault_point("beat")
-            gevent.sleep(BEAT_INTERVAL_S / 2)
 
     # -- the master speaks
 

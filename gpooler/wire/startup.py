@@ -7,7 +7,6 @@ limits and error texts these are. A login is to cost little: one decode and one 
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from typing import Final
 
 from gpooler.errors import (
@@ -65,8 +64,7 @@ class Startup:
     """A StartupMessage, checked.
 
     ``parameters`` are the session parameters in the client's order and spelling, those of ``options`` first;
-    explicit ones win over these, as in PostgreSQL. User, database and replication are not among them. The
-    object is shared by equal packets: nobody changes it.
+    explicit ones win over these, as in PostgreSQL. User, database and replication are not among them.
     """
 
     major: int
@@ -152,7 +150,6 @@ def _parse_cancel(packet: bytes) -> CancelRequest:
     return CancelRequest(_INT32.unpack_from(packet, 4)[0], secret)
 
 
-@lru_cache(maxsize=256)  # the connections of an application begin alike
 def _parse_parameters(minor: int, packet: bytes) -> Startup:
     text = decode(packet[4:])
     parts = text.split("\0")

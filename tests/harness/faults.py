@@ -32,7 +32,7 @@ class Process:
         self._send({"go": True})
 
     def ask(self, command: dict[str, Any], within: float = PATIENCE_S) -> Any:
-        """Send a command and return the answer; a process whose hub runs comes by twice a second."""
+        """Send a command and return the answer; a process whose hub runs comes by every faults.BEAT_S."""
         self._send(command)
         return self.answer(within)
 

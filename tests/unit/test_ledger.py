@@ -4,7 +4,7 @@ import pytest
 
 from gpooler.broker.acts import Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
 from gpooler.broker.book import Inherited, RuleLimits
-from gpooler.broker.ledger import LOOKS_MOST, REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
+from gpooler.broker.ledger import IDLE_US, LOOKS_MOST, REST_US, RETRY_US, ROUND_US, SETTLE_US, Demand, Ledger
 from gpooler.broker.messages import (
     Closed,
     Closing,
@@ -627,9 +627,21 @@ def test_a_tick_looks_at_some_of_many_waiting_routes_and_in_turn_at_all(shared):
     assert len(seen) == count
 
 
-def test_an_idle_ledger_rests(desk):
+def test_an_idle_ledger_rests_until_something_happens(desk):
     desk.tick(REST_US)
+    last = desk.now
+    assert desk.ledger.next_due_us() == last + IDLE_US
+    desk.say(A, Draining())
+    assert desk.ledger.next_due_us() == last + REST_US
+
+
+def test_a_ledger_below_a_min_pool_size_looks_every_round():
+    desk = Desk({"r": limits(5, 1, fixed=("d", "u"))}, workers=(A,))
+    (_, grant) = desk.tick(REST_US)
     assert desk.ledger.next_due_us() == desk.now + REST_US
+    opened(desk, A, grant.message)
+    desk.tick(REST_US)
+    assert desk.ledger.next_due_us() == desk.now + IDLE_US
 
 
 def test_the_check_finds_a_slot_in_two_lists(desk):

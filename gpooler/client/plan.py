@@ -1,0 +1,118 @@
+"""What a startup packet leads to: found once, then the same for all clients that send the same packet.
+
+The connections of an application begin alike. What is found for one of them (its rule, its parameters, its
+greeting) is kept for the next, so that a login costs little more than its password.
+"""
+
+from ipaddress import ip_address
+from typing import Final
+
+from gpooler.auth.secrets import Secret
+from gpooler.client.entrance import Guest
+from gpooler.client.greeting import (
+    APPLICATION_NAME,
+    Greeting,
+    Key,
+    application_name,
+    is_plain,
+    startup_key,
+)
+from gpooler.config.model import Config, ConnectionType, Rule
+from gpooler.routing.route import Route
+from gpooler.routing.rules import Rules
+from gpooler.server.servers import READ_ONLY
+from gpooler.wire.startup import Startup
+
+# Invented packets cannot fill the memory: beyond so many all are dropped, and large ones are not kept.
+MAX_PLANS: Final = 512
+MAX_PACKET: Final = 2048
+# What the server alone decides; the relay never deploys these, so a client that asks has to be told here.
+FIXED: Final = frozenset(name.decode() for name in READ_ONLY)
+
+
+class Plan:
+    """For one startup packet from one kind of place; ``login`` fills in what the first login shows."""
+
+    __slots__ = (
+        "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
+        "parameters", "route", "rule", "secret", "version",
+    )  # fmt: skip
+
+    def __init__(self, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
+        """``rule`` None: none takes the client."""
+        self.packet = packet
+        self.rule = rule
+        self.secret = secret
+        self.names = -1  # index of database and user, once somebody has logged in
+        self.is_debugged = False
+        self.parameters: dict[str, str] = {}  # asked for by the client or its rule; to be maintained
+        self.fixed = ""  # one of them that cannot be changed
+        if rule is not None:
+            parameters = {**packet.parameters, **rule.options}
+            self.fixed = next((name for name in parameters if name.lower() in FIXED), "")
+            if rule.maintain_params:
+                self.parameters = parameters
+        self.has_host_in_name = rule is not None and rule.maintain_params and rule.application_name_add_host
+        self.name = next(
+            (value for name, value in self.parameters.items() if name.lower() == APPLICATION_NAME), ""
+        )
+        self.key: Key = startup_key(self.parameters)
+        self.route: Route | None = None
+        self.greeting: Greeting | None = None
+        self.version = -1  # of the route's parameters when the greeting was made
+
+    def application_name(self, guest: Guest) -> str:
+        """The application_name that the session begins with."""
+        if self.has_host_in_name:
+            return application_name(self.name, f"{guest.host}:{guest.port}")
+        return application_name(self.name, None) if is_plain(self.name) else ""
+
+    def named_parameters(self, guest: Guest) -> dict[str, str]:
+        """The parameters with the application_name as it is to be."""
+        name = self.application_name(guest)
+        if not name:
+            return self.parameters
+        return {
+            item: name if item.lower() == APPLICATION_NAME else value
+            for item, value in {APPLICATION_NAME: name, **self.parameters}.items()
+        }
+
+
+class Plans:
+    """The plans of a configuration."""
+
+    def __init__(self, config: Config, is_debug: bool) -> None:
+        """``is_debug``: of all clients, whatever their rules say."""
+        self._rules = Rules(config)
+        self._secrets = {
+            rule.name: Secret(rule.password.get_secret_value())
+            for rule in config.rules
+            if rule.password is not None
+        }
+        self._is_debug = is_debug
+        self._plans: dict[tuple[bytes, bytes | bool], Plan] = {}
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def find(self, guest: Guest, data: bytes) -> Plan | None:
+        """The plan for a startup packet (without its length word); None when it is new."""
+        return self._plans.get((data, self._place(guest)))
+
+    def make(self, guest: Guest, data: bytes, packet: Startup) -> Plan:
+        """A plan for ``data``, which says ``packet``."""
+        address = ip_address(guest.address) if self._rules.has_addresses and guest.family else None
+        kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
+        rule = self._rules.match(packet.database, packet.user, address, kind)
+        secret = None if rule is None else self._secrets.get(rule.name)
+        plan = Plan(packet, rule, secret)
+        plan.is_debugged = self._is_debug or (rule is not None and rule.log_debug)
+        if len(data) <= MAX_PACKET:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[data, self._place(guest)] = plan
+        return plan
+
+    def _place(self, guest: Guest) -> bytes | bool:
+        """What of a client's address the rules may look at."""
+        return guest.address if self._rules.has_addresses else guest.family == 0
