@@ -82,7 +82,7 @@ setup(
     package_data={
         "gpooler": ["py.typed"],
         "gpooler.relay": ["*.pxd", "*.pxi", "*.pyi"],
-        "gpooler.client": ["*.pyi"],
+        "gpooler.client": ["*.pxd", "*.pyi"],
     },
     ext_modules=extensions(),
     # requirements.txt pins the versions that are tested; these are the packages themselves

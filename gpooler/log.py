@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 Level = Literal["debug", "info", "error", "fatal"]
 
@@ -42,17 +42,8 @@ class LogContext:
 NOBODY: Final = LogContext()
 
 
-class Record(NamedTuple):
-    """One log record. ``now`` is in seconds since the epoch."""
-
-    now: float
-    level: Level
-    context: str
-    message: str
-    who: LogContext
-
-
-Formatter = Callable[[Record], str]
+Formatter = Callable[[float, Level, str, str, LogContext], str]
+"""Makes a line of: seconds since the epoch, level, context, message, whom it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +77,14 @@ def escape(text: str) -> str:
 
 
 def compile_format(template: str, *, pid: int) -> Formatter:
-    """A function from a record to its line, without the newline. Raises ValueError on an unknown flag."""
+    """A function that makes lines, without the newline. Raises ValueError on an unknown flag.
+
+    It is made as one expression, since two lines of each login go through it.
+    """
     if template == "json":
         return _json_formatter(pid)
     pieces: list[str] = []
-    getters: list[Callable[[Record], str | int]] = []
-    flags = _flags(pid)
+    values: list[str] = []
     at = 0
     while at < len(template):
         char = template[at]
@@ -101,9 +94,9 @@ def compile_format(template: str, *, pid: int) -> Formatter:
             at += 1
             if following == "%":
                 pieces.append("%%")
-            elif following in flags:
+            elif following in _FLAGS:
                 pieces.append("%s")
-                getters.append(flags[following])
+                values.append(_FLAGS[following])
             else:
                 raise ValueError(f'log_format: unknown flag "%{following}"')
         elif char == "\\" and following in _ESCAPES:
@@ -111,12 +104,17 @@ def compile_format(template: str, *, pid: int) -> Formatter:
             pieces.append(_ESCAPES[following])
         else:
             pieces.append(char)
-    # A newline is always added, so those the template ends with are not doubled.
-    line = "".join(pieces).rstrip("\n")
-
-    def formatter(record: Record) -> str:
-        return line % tuple([get(record) for get in getters])
-
+    names = {
+        "line": "".join(pieces).rstrip("\n"),  # a newline is always added: those at the end are not doubled
+        "pid": pid,
+        "thread": threading.get_native_id(),
+        "iso": _iso_seconds(),
+        "plain": _plain,
+        "shown": _shown,
+        "tskv": _tskv,
+    }
+    source = "".join(f"{value}, " for value in values)
+    formatter: Formatter = eval(f"lambda now, level, context, message, who: line % ({source})", names)
     return formatter
 
 
@@ -146,19 +144,19 @@ class Logger:
     ) -> None:
         """Protocol detail; nothing without ``log_debug``, unless ``is_wanted``: that of a rule."""
         if self.is_debug or is_wanted:
-            self._write("debug", self._formatter(Record(self._now(), "debug", context, message, who)))
+            self._write("debug", self._formatter(self._now(), "debug", context, message, who))
 
     def info(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
         """What happens in the normal run."""
-        self._write("info", self._formatter(Record(self._now(), "info", context, message, who)))
+        self._write("info", self._formatter(self._now(), "info", context, message, who))
 
     def error(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
         """Something failed and the process goes on."""
-        self._write("error", self._formatter(Record(self._now(), "error", context, message, who)))
+        self._write("error", self._formatter(self._now(), "error", context, message, who))
 
     def fatal(self, message: str, *, context: str = "main", who: LogContext = NOBODY) -> None:
         """The process ends. Waits until the line is out."""
-        self._write("fatal", self._formatter(Record(self._now(), "fatal", context, message, who)))
+        self._write("fatal", self._formatter(self._now(), "fatal", context, message, who))
         self._flush()
 
 
@@ -169,13 +167,15 @@ def _escape_one(match: re.Match[str]) -> str:
 
 
 def _shown(value: str) -> str:
-    # escape() is not called for what is most common: this runs ten times a login
-    return value if value and value.isprintable() else escape(value) or "none"
+    return escape(value) or "none"
 
 
 def _plain(message: str) -> str:
-    is_plain = len(message) <= MAX_MESSAGE and message.isprintable()
-    return message if is_plain else escape(_cut(message))
+    return escape(_cut(message))
+
+
+def _tskv(message: str) -> str:
+    return escape(_cut(message).translate(_TSKV))
 
 
 def _cut(message: str) -> str:
@@ -200,29 +200,26 @@ def _iso_seconds() -> Callable[[float], str]:
     return iso
 
 
-def _flags(pid: int) -> dict[str, Callable[[Record], str | int]]:
-    """What each flag of the template shows of a record."""
-    iso = _iso_seconds()
-    thread = threading.get_native_id()
-    return {
-        "n": lambda record: int(record.now),
-        "t": lambda record: iso(record.now) + "Z",
-        "e": lambda record: f"{int(record.now * 1000) % 1000:03d}",
-        "p": lambda record: pid,
-        "T": lambda record: thread,
-        "i": lambda record: _shown(record.who.client),
-        "s": lambda record: _shown(record.who.server),
-        "u": lambda record: _shown(record.who.user),
-        "d": lambda record: _shown(record.who.database),
-        "c": lambda record: _shown(record.context),
-        "l": lambda record: record.level,
-        "m": lambda record: _plain(record.message),
-        "M": lambda record: escape(_cut(record.message).translate(_TSKV)),
-        "r": lambda record: record.who.client_port or "none",
-        "h": lambda record: _shown(record.who.client_host),
-        "H": lambda record: _shown(record.who.server_host),
-        "x": lambda record: _shown(record.who.external_id),
-    }
+# What each flag of the template shows, as an expression of what a formatter is given.
+_FLAGS: Final = {
+    "n": "int(now)",
+    "t": "iso(now) + 'Z'",
+    "e": "f'{int(now * 1000) % 1000:03d}'",
+    "p": "pid",
+    "T": "thread",
+    "i": "who.client if who.client.isalnum() else shown(who.client)",
+    "s": "who.server if who.server.isalnum() else shown(who.server)",
+    "u": "who.user if who.user.isalnum() else shown(who.user)",
+    "d": "who.database if who.database.isalnum() else shown(who.database)",
+    "c": "context if context.isalnum() else shown(context)",
+    "l": "level",
+    "m": "message if len(message) < 1000 and message.isprintable() else plain(message)",
+    "M": "tskv(message)",
+    "r": "who.client_port or 'none'",
+    "h": "shown(who.client_host)",
+    "H": "shown(who.server_host)",
+    "x": "shown(who.external_id)",
+}
 
 
 def _json_formatter(pid: int) -> Formatter:
@@ -230,8 +227,7 @@ def _json_formatter(pid: int) -> Formatter:
     iso = _iso_seconds()
     encode = json.JSONEncoder(separators=(",", ":")).encode  # ASCII only, so that no line can break
 
-    def formatter(record: Record) -> str:
-        who = record.who
+    def formatter(now: float, level: Level, context: str, message: str, who: LogContext) -> str:
         client = {
             "id": who.client or None,
             "ip": who.client_host or None,
@@ -241,11 +237,11 @@ def _json_formatter(pid: int) -> Formatter:
         }
         return encode(
             {
-                "timestamp": f"{iso(record.now)}.{int(record.now * 1000) % 1000:03d}Z",
+                "timestamp": f"{iso(now)}.{int(now * 1000) % 1000:03d}Z",
                 "pid": pid,
-                "level": record.level,
-                "context": record.context,
-                "message": _cut(record.message),
+                "level": level,
+                "context": context,
+                "message": _cut(message),
                 "client": client,
                 "server": {"id": who.server or None},
             }

@@ -57,6 +57,7 @@ def begin(
     mock_key: bytes,
     *,
     salt_name: str | None = None,
+    md5_salt: bytes | None = None,
     unknown_cause: str = NO_PASSWORD,
 ) -> Exchange:
     """The exchange for ``method``, one of the names of the option ``authentication``.
@@ -67,12 +68,14 @@ def begin(
 
     ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
     given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
+    ``md5_salt`` was sent already, with an MD5 challenge.
+
     Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
     """
     salt_name = user if salt_name is None else salt_name
     if method == MD5:
         if secret is None or secret.kind is not SecretKind.SCRAM:
-            return _Md5Exchange(user, secret, unknown_cause)
+            return _Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
         return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
     if method == SCRAM_SHA_256:
         return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
@@ -122,9 +125,9 @@ class _Md5Exchange:
 
     __slots__ = ("_cause", "_salt", "_stored", "_user")
 
-    def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
+    def __init__(self, user: str, secret: Secret | None, salt: bytes, unknown_cause: str) -> None:
         self._user = user
-        self._salt = random_bytes(md5.SALT_LENGTH)
+        self._salt = salt
         stored = None if secret is None else secret.md5_hash(encode(user))
         self._stored = _UNKNOWN_MD5 if stored is None else stored
         self._cause = unknown_cause if stored is None else ""

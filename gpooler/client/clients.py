@@ -11,8 +11,8 @@ from gevent.server import StreamServer
 
 from gpooler.client.admission import Admission
 from gpooler.client.entrance import Entrance, Guest
-from gpooler.client.login import Attempt, Login, SetUp
-from gpooler.clock import monotonic_us
+from gpooler.client.express import Express
+from gpooler.client.login import Login, SetUp
 from gpooler.config.model import Config, Rule
 from gpooler.errors import (
     AdminShutdown,
@@ -48,17 +48,14 @@ class Listening(StreamServer):  # type: ignore[misc]
 
     max_accept = 1
 
-    def __init__(self, listener: Listener, accept: Callable[[int], Guest | None]) -> None:
+    def __init__(self, listener: Listener, accept: Callable[[int], None]) -> None:
         """``accept`` takes the listening descriptor."""
         super().__init__(listener.socket.dup(), handle=accept)
+        self._fd = self.socket.fileno()
 
-    def do_read(self) -> tuple[Guest] | None:
-        """A guest instead of a socket object."""
-        guest = self.handle(self.socket.fileno())
-        return None if guest is None else (guest,)
-
-    def do_handle(self, guest: Guest) -> None:
-        """Nothing: the entrance reads from it when it speaks."""
+    def do_read(self) -> None:
+        """Accept a guest, if there is one; nothing is left to handle."""
+        self.handle(self._fd)
 
     def do_close(self, *args: object) -> None:
         """The guest owns its descriptor."""
@@ -91,7 +88,7 @@ class Clients:
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
         self._entrance: Entrance | None = None
-        self.on_relay: Callable[[], None] = lambda: None  # handles the relay's events
+        self._express: Express | None = None
         self.login: Login | None = None
         self._listeners = listeners
         self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
@@ -101,15 +98,23 @@ class Clients:
     def start(self) -> None:
         """Begin to accept."""
         assert self.login is not None
-        self._entrance = Entrance(self.login)
+        self._express = Express(self._relay, self._counters.address, self.login, self.on_adopted)
+        self.login.remember = self._express.remember
+        self._entrance = Entrance(self._express)
         watcher = get_hub().loop.io(self._entrance.fd, 1)
-        watcher.start(self._on_entrance)
+        watcher.start(self._entrance.poll)
         for server in self._servers:
             server.start()
         self._counters.set_process(ProcessWord.LISTENING, 1)
 
-    def stop(self) -> None:
-        """Accept no more. When every process has closed them, the kernel refuses clients."""
+    def drain(self) -> None:
+        """Accept no more, and refuse who is still logging in. When every process has closed the listeners,
+        the kernel refuses clients.
+        """
+        assert self.login is not None
+        self.login.is_draining = True
+        if self._express is not None:
+            self._express.forget()
         self._counters.set_process(ProcessWord.LISTENING, 0)
         for server in self._servers:
             server.close()
@@ -117,33 +122,21 @@ class Clients:
         for listener in self._listeners:
             listener.socket.close()
 
-    def _acceptor(self, listener: Listener) -> Callable[[int], Guest | None]:
+    def _acceptor(self, listener: Listener) -> Callable[[int], None]:
         timeout_ms = self._config.listen[listener.index].client_login_timeout
 
-        def accept(fd: int) -> Guest | None:
+        def accept(fd: int) -> None:
             assert self._entrance is not None
             guest = self._entrance.accept(fd, timeout_ms, self._lingers)
             if guest is None:
-                return None
-            guest.attempt = Attempt()
-            guest.who = LogContext(
-                client=client_id(guest.number), client_host=guest.host, client_port=guest.port
-            )
+                return
             self._entrance.read(guest)  # most have sent their startup packet by now
             if self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
                 self._pause()
-            return guest
 
         return accept
-
-    def _on_entrance(self) -> None:
-        """In the hub: guests have spoken."""
-        assert self._entrance is not None
-        if self._relay.has_events:
-            self.on_relay()  # saves the relay a wake-up of the hub
-        self._entrance.poll()
 
     def _end_late_logins(self) -> None:
         """End logins that take longer than ``client_login_timeout``, as long as there are any."""
@@ -282,15 +275,14 @@ class Clients:
         )
 
     def _on_closed(self, handle: int) -> None:
-        number, route_id, reason, names, family, address, port, born_us = self._relay.free_client(handle)
+        number, route_id, reason, names, family, address, port, lived_us = self._relay.free_client(handle)
         self._setups.pop(handle, None)
         self._admission.leave()
         self._admission.leave_route(route_id)
         if self._is_session_logged:
             database, user = self._names[names]
-            seconds = (monotonic_us() - born_us) / 1e6
             self._logger.info(
-                f"client disconnected: {REASON_LABELS[reason]}, after {seconds:.3f} s",
+                f"client disconnected: {REASON_LABELS[reason]}, after {lived_us / 1e6:.3f} s",
                 context="main",
                 who=LogContext(client_id(number), "", user, database, _host(family, address), port),
             )

@@ -1,5 +1,7 @@
-from typing import Any, Protocol
+from typing import Protocol
 
+from gpooler.auth.exchange import Exchange
+from gpooler.client.plan import Plan
 from gpooler.log import LogContext
 
 class ClientGone(Exception): ...
@@ -27,8 +29,13 @@ class Guest:
     def timeout_ms(self) -> int: ...
     @property
     def buffer(self) -> bytes: ...
-    who: LogContext
-    attempt: Any
+    @property
+    def who(self) -> LogContext: ...
+    plan: Plan | None
+    conversation: Exchange | None
+    is_counted: bool
+    requests: int
+    salt: bytes | None
     def send(self, data: bytes) -> None: ...
     def expect_startup(self) -> None: ...
     def expect_password(self) -> None: ...

@@ -10,13 +10,14 @@ next; what takes time goes to a greenlet that comes back with the same calls.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
 import socket
 from collections import deque
 
 from gpooler.auth.randomness import random_bytes
+from gpooler.log import LogContext, client_id
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -113,24 +114,20 @@ cdef uint64_t now_us() noexcept nogil:
 
 
 cdef class Guest:
-    """A client's socket until the relay has it. ``fd`` is -1 once it is closed or detached."""
+    """A client's socket until the relay has it."""
 
-    cdef readonly int fd
-    cdef readonly int family            # 0 Unix, 4, 6
-    cdef readonly int port
-    cdef readonly bytes address         # packed; empty for a Unix socket
-    cdef readonly str host
-    cdef readonly uint64_t number       # the client's id, 48 bits
-    cdef readonly int timeout_ms
-    cdef readonly bytes buffer          # bytes behind the last message
-    cdef public object who              # LogContext
-    cdef public object attempt          # the handler's own
-    cdef uint8_t expects
-    cdef bint is_armed
-    cdef uint64_t deadline_us
-    cdef Entrance entrance
+    @property
+    def who(self):
+        """Whom log lines name; user and database as soon as there is a plan."""
+        if self.context is None:
+            self.context = LogContext(client=client_id(self.number), client_host=self.host,
+                                      client_port=self.port)
+        if self.plan is not None and not self.context.user:
+            self.context.user = self.plan.packet.user
+            self.context.database = self.plan.packet.database
+        return self.context
 
-    def send(self, bytes data):
+    cpdef int send(self, bytes data) except -1:
         """Send all at once: login messages fit any socket buffer. Raises ClientGone."""
         cdef ssize_t sent
         cdef const char* at = data
@@ -139,17 +136,17 @@ cdef class Guest:
         while True:
             sent = send(self.fd, at, len(data), MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent == len(data):
-                return
+                return 0
             if sent < 0 and errno == EINTR:
                 continue
             raise ClientGone("does not read" if sent >= 0 or errno == EAGAIN
                              else strerror(errno).decode("ascii", "replace"))
 
-    def expect_startup(self):
+    cpdef void expect_startup(self) noexcept:
         """The next bytes are a startup packet."""
         self.expects = EXPECTS_STARTUP
 
-    def expect_password(self):
+    cpdef void expect_password(self) noexcept:
         """The next bytes are a password message."""
         self.expects = EXPECTS_PASSWORD
 
@@ -157,7 +154,7 @@ cdef class Guest:
         """After ``expect_…`` from outside a handler's call: go on reading."""
         self.entrance.feed(self)
 
-    def detach(self):
+    cpdef int detach(self) except -2:
         """The descriptor, which is the caller's from now on."""
         cdef int fd = self.fd
         self.entrance.forget(self)
@@ -173,12 +170,6 @@ cdef class Guest:
 
 cdef class Entrance:
     """All clients of a worker that are not logged in yet."""
-
-    cdef readonly int fd                # watch it for reading, then call ``poll``
-    cdef dict guests                    # by descriptor
-    cdef dict deadlines                 # deques of guests by timeout, each in order of time
-    cdef dict hosts                     # names of addresses
-    cdef object handler
 
     def __cinit__(self, handler):
         self.fd = epoll_create1(EPOLL_CLOEXEC)

@@ -34,7 +34,7 @@ from gpooler.errors import (
 )
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
-from gpooler.net.tcp import set_options, tcp_settings
+from gpooler.net.tcp import Option, set_options, tcp_settings
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
 from gpooler.stats.registry import ProcessWord, RouteWord
@@ -49,8 +49,11 @@ from gpooler.wire.startup import (
     parse_startup,
     parse_startup_length,
 )
+from gpooler.wire.text import encode
 
 REFUSED: Final = b"N"  # the answer to an encryption request
+SSL: Final = 1  # bits of Guest.requests
+GSSENC: Final = 2
 READY: Final = messages.ready_for_query()
 
 
@@ -64,6 +67,10 @@ class Routes(Protocol):
         """The same without waiting; None when it is new."""
 
 
+# What ``express.Express.remember`` takes.
+Remember = Callable[[Guest, Plan, bytes | None, bool, tuple[Option, ...]], None]
+
+
 class SetUp:
     """A client that takes a server before it is told that it is logged in."""
 
@@ -73,18 +80,6 @@ class SetUp:
         self.route = route
         self.key = key
         self.secret_length = secret_length
-
-
-class Attempt:
-    """How far a login is."""
-
-    __slots__ = ("conversation", "is_counted", "plan", "requests")
-
-    def __init__(self) -> None:
-        self.requests: set[type] = set()  # encryption requests seen
-        self.plan: Plan | None = None
-        self.conversation: exchange.Exchange | None = None
-        self.is_counted = False  # against client_max
 
 
 class Login:
@@ -123,6 +118,7 @@ class Login:
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
+        self.remember: Remember = lambda *_: None
 
     # -- the entrance speaks
 
@@ -136,8 +132,21 @@ class Login:
     def on_password(self, guest: Guest, body: bytes) -> None:
         """The body of a password message."""
         try:
-            assert guest.attempt.conversation is not None
-            self._go_on(guest, guest.attempt.conversation.answer(body))
+            assert guest.conversation is not None
+            self._go_on(guest, guest.conversation.answer(body))
+        except (GpoolerError, ClientGone) as error:
+            self._end(guest, error)
+
+    def on_mismatch(self, guest: Guest, body: bytes) -> None:
+        """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
+        assert guest.plan is not None
+        guest.conversation = self._exchange(guest.plan, guest.salt)
+        self.on_password(guest, body)
+
+    def on_proved(self, guest: Guest) -> None:
+        """The client is who it says, but what was known of its route has changed."""
+        try:
+            self._go_on(guest, Done(messages.authentication_ok()))
         except (GpoolerError, ClientGone) as error:
             self._end(guest, error)
 
@@ -162,12 +171,11 @@ class Login:
 
     def _end(self, guest: Guest, error: GpoolerError | ClientGone) -> None:
         """A login failed: tell the log, and the client if it is there; nothing of it is left."""
-        attempt: Attempt = guest.attempt
-        if attempt.is_counted:
-            attempt.is_counted = False
+        if guest.is_counted:
+            guest.is_counted = False
             self._admission.leave()
         if isinstance(error, GpoolerError):
-            rule = None if attempt.plan is None else attempt.plan.rule
+            rule = None if guest.plan is None else guest.plan.rule
             self._refuse(guest, error, rule is None or rule.client_show_id)
         elif guest.who.user:
             self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
@@ -193,10 +201,10 @@ class Login:
             return
         packet = parse_startup(data)
         if isinstance(packet, SSLRequest | GSSENCRequest):
-            requests: set[type] = guest.attempt.requests
-            if type(packet) in requests:
+            request = SSL if isinstance(packet, SSLRequest) else GSSENC
+            if guest.requests & request:
                 raise ProtocolViolation("encryption was requested twice")
-            requests.add(type(packet))
+            guest.requests |= request
             if guest.buffer:
                 raise ProtocolViolation("received unencrypted data after an encryption request")
             self._logger.debug(f"{type(packet).__name__}: answered N", context="startup", who=guest.who)
@@ -205,7 +213,6 @@ class Login:
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
         else:
-            guest.who.user, guest.who.database = packet.user, packet.database
             self._begin(guest, self._plans.make(guest, data, packet))
 
     def _cancel(self, guest: Guest, packet: CancelRequest) -> None:
@@ -216,15 +223,13 @@ class Login:
 
     def _begin(self, guest: Guest, plan: Plan) -> None:
         """Begin the exchange. Raises ClientFault, ClientGone."""
-        attempt: Attempt = guest.attempt
-        attempt.plan = plan
+        guest.plan = plan
         packet, rule = plan.packet, plan.rule
-        guest.who.user, guest.who.database = packet.user, packet.database
         fault_point("login_started")
         if plan.is_debugged:
             self._debug(guest, _described(packet, rule))
         if rule is None:
-            attempt.conversation = self._doomed(packet)
+            guest.conversation = self._doomed(packet)
         else:
             if rule.authentication is Authentication.BLOCK:
                 raise UserBlocked(packet.user, packet.database)
@@ -234,18 +239,24 @@ class Login:
                 raise AdminShutdown
             if not self._admission.enter(self._config.limits.client_max):
                 raise ClientMaxReached(self._config.limits.client_max or 0)
-            attempt.is_counted = True
-            attempt.conversation = exchange.begin(
-                rule.authentication,
-                packet.user,
-                plan.secret,
-                self._mock_key,
-                salt_name=rule.name if rule.is_default_user else None,
-            )
+            guest.is_counted = True
+            guest.conversation = self._exchange(plan)
         negotiation = packet.negotiation()
         if negotiation:
             guest.send(negotiation)
-        self._go_on(guest, attempt.conversation.challenge())
+        self._go_on(guest, guest.conversation.challenge())
+
+    def _exchange(self, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
+        rule = plan.rule
+        assert rule is not None
+        return exchange.begin(
+            rule.authentication,
+            plan.packet.user,
+            plan.secret,
+            self._mock_key,
+            salt_name=rule.name if rule.is_default_user else None,
+            md5_salt=salt,
+        )
 
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
@@ -263,7 +274,8 @@ class Login:
 
     def _go_on(self, guest: Guest, said: bytes | Done) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
-        plan: Plan = guest.attempt.plan
+        plan = guest.plan
+        assert plan is not None
         if not isinstance(said, Done):
             guest.send(said)
             guest.expect_password()
@@ -304,7 +316,8 @@ class Login:
             raise
         if setup is None:
             self._count_login(route)
-        guest.attempt.is_counted = False  # from now on the relay's event gives it back
+            self._remember(guest, plan, rule)
+        guest.is_counted = False  # from now on the relay's event gives it back
         if plan.is_debugged:
             what = "its parameters are known" if setup is None else "it is set up on a server"
             self._debug(guest, f"authenticated, on route {route.route_id}: {what}")
@@ -356,6 +369,17 @@ class Login:
         plan.greeting = greetings.find(route, plan.key, plan.application_name(guest))
         plan.version = route.version
         return plan.greeting
+
+    def _remember(self, guest: Guest, plan: Plan, rule: Rule) -> None:
+        """Let clients that begin like this one take the short way, if nothing else has to be looked at."""
+        if self._config.limits.client_max is not None or not plan.is_plain or self.is_draining:
+            return
+        stored = None
+        if rule.authentication is Authentication.MD5:
+            stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None
+            if stored is None:
+                return  # a SCRAM verifier: the exchange is SCRAM's
+        self.remember(guest, plan, stored, self._plans.has_addresses, self._socket_changes[rule.name])
 
     def finish_setup(self, handle: int, setup: SetUp) -> None:
         """The client has its parameters from a server (``ClientEvent.READY``): tell it so."""

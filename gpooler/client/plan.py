@@ -17,7 +17,7 @@ from gpooler.client.greeting import (
     is_plain,
     startup_key,
 )
-from gpooler.config.model import Config, ConnectionType, Rule
+from gpooler.config.model import Authentication, Config, ConnectionType, Rule
 from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
 from gpooler.server.servers import READ_ONLY
@@ -34,12 +34,13 @@ class Plan:
     """For one startup packet from one kind of place; ``login`` fills in what the first login shows."""
 
     __slots__ = (
-        "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
+        "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
         "parameters", "route", "rule", "secret", "version",
     )  # fmt: skip
 
-    def __init__(self, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
-        """``rule`` None: none takes the client."""
+    def __init__(self, data: bytes, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
+        """``data`` says ``packet``; ``rule`` None: none takes the client."""
+        self.data = data
         self.packet = packet
         self.rule = rule
         self.secret = secret
@@ -60,6 +61,20 @@ class Plan:
         self.route: Route | None = None
         self.greeting: Greeting | None = None
         self.version = -1  # of the route's parameters when the greeting was made
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all who come by it log in alike, their passwords aside."""
+        rule = self.rule
+        return (
+            rule is not None
+            and rule.authentication in (Authentication.NONE, Authentication.MD5)
+            and rule.client_max is None
+            and not self.has_host_in_name
+            and not self.is_debugged
+            and not self.packet.negotiation()
+            and len(self.data) <= MAX_PACKET
+        )
 
     def application_name(self, guest: Guest) -> str:
         """The application_name that the session begins with."""
@@ -84,6 +99,7 @@ class Plans:
     def __init__(self, config: Config, is_debug: bool) -> None:
         """``is_debug``: of all clients, whatever their rules say."""
         self._rules = Rules(config)
+        self.has_addresses = self._rules.has_addresses  # a client's address may decide
         self._secrets = {
             rule.name: Secret(rule.password.get_secret_value())
             for rule in config.rules
@@ -101,11 +117,11 @@ class Plans:
 
     def make(self, guest: Guest, data: bytes, packet: Startup) -> Plan:
         """A plan for ``data``, which says ``packet``."""
-        address = ip_address(guest.address) if self._rules.has_addresses and guest.family else None
+        address = ip_address(guest.address) if self.has_addresses and guest.family else None
         kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
         rule = self._rules.match(packet.database, packet.user, address, kind)
         secret = None if rule is None else self._secrets.get(rule.name)
-        plan = Plan(packet, rule, secret)
+        plan = Plan(data, packet, rule, secret)
         plan.is_debugged = self._is_debug or (rule is not None and rule.log_debug)
         if len(data) <= MAX_PACKET:
             if len(self._plans) >= MAX_PLANS:
@@ -115,4 +131,4 @@ class Plans:
 
     def _place(self, guest: Guest) -> bytes | bool:
         """What of a client's address the rules may look at."""
-        return guest.address if self._rules.has_addresses else guest.family == 0
+        return guest.address if self.has_addresses else guest.family == 0

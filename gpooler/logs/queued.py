@@ -18,7 +18,7 @@ _start_new_thread = get_original("_thread", "start_new_thread")
 _allocate_lock = get_original("_thread", "allocate_lock")
 _sleep = get_original("time", "sleep")
 
-_GATHER_S: Final = 0.01  # lines that come within it leave together
+_GATHER_S: Final = 0.05  # lines that come within it leave together
 _BATCH_LINES: Final = 1000  # bounds the memory of one joined write
 _FLUSH_S: Final = 2.0  # a stuck sink holds up the end of a process no longer
 

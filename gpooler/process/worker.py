@@ -94,7 +94,7 @@ class Worker:
             self._clients.names,
             self._clients.on_adopted,
         )
-        self._clients.on_relay = self._on_relay
+        self._admission.settle = self._on_relay
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker
         self._rules = {rule.name: rule for rule in config.rules}
@@ -156,9 +156,7 @@ class Worker:
     def _drain(self) -> None:
         """Clients are dropped between transactions at the configured rate; then the servers are closed."""
         options = self._config.service.conn_drop_options
-        self._clients.stop()
-        assert self._clients.login is not None
-        self._clients.login.is_draining = True
+        self._clients.drain()
         self._broker.send(broker_messages.Draining())
         next_drop_us = monotonic_us()
         while True:

@@ -39,7 +39,7 @@ cdef enum:
     LEAVE_US = 1000000              # a client that got its last bytes has this long to close
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
-    QUIET_US = 2000                 # the end of a client may reach the hub this much later
+    QUIET_US = 10000                # the end of a client may reach the hub this much later: many at once
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
     WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index

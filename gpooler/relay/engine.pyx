@@ -239,6 +239,7 @@ cdef void finish_round(Engine* e) noexcept nogil:
         conn = e.closed_head
         e.closed_head = conn.ready_next
         conn.ready_next = NULL
+        conn.since_us = e.now_us
         is_released = conn.kind == KIND_SERVER and conn.state == SERVER_RELEASED
         raise_bits(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED, conn.kind == KIND_CLIENT)
 

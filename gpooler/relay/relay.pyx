@@ -490,11 +490,6 @@ cdef class Relay:
             if conn == NULL:
                 return result
 
-    @property
-    def has_events(self):
-        """Whether ``poll`` would return anything, maybe without the descriptor saying so yet."""
-        return self.e.events_head != NULL
-
     def texts(self):
         """Query texts for the log since the last call: pairs of client handle and bytes."""
         cdef list result = []
@@ -573,12 +568,12 @@ cdef class Relay:
         """Give a closed client's record back; its handle is stale from now on.
 
         Returns what remains to be said of it: client id, route id, reason, index of its names, address
-        family, address (packed), port, when it was accepted (microseconds of the monotonic clock).
+        family, address (packed), port, how long it was here in microseconds.
         """
         cdef Client* c = self.client_of(handle)
         cdef tuple last = (
             c.conn.id, c.conn.route.id, c.conn.reason, c.names, c.address_family, packed_address(c), c.port,
-            c.conn.born_us,
+            c.conn.since_us - c.conn.born_us,
         )
         params_release(c.params)
         c.params = NULL

@@ -11,7 +11,6 @@ from gpooler.log import (
     Level,
     LogContext,
     Logger,
-    Record,
     client_id,
     compile_format,
     escape,
@@ -32,7 +31,7 @@ WHO = LogContext(
 
 
 def line(template: str, message: str = "hello", who: LogContext = WHO, level: Level = "info") -> str:
-    return compile_format(template, pid=77)(Record(NOW, level, "startup", message, who))
+    return compile_format(template, pid=77)(NOW, level, "startup", message, who)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_unknown_flag_is_an_error(template: str) -> None:
 
 def test_time_follows_the_record() -> None:
     formatter = compile_format("%t", pid=1)
-    seconds = [formatter(Record(now, "info", "", "", NOBODY))[-3:-1] for now in (0.0, 0.9, 1.0, 59.0, 0.0)]
+    seconds = [formatter(now, "info", "", "", NOBODY)[-3:-1] for now in (0.0, 0.9, 1.0, 59.0, 0.0)]
     assert seconds == ["00", "00", "01", "59", "00"]
 
 
