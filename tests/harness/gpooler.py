@@ -113,8 +113,11 @@ class Gpooler:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, env=self._environment,
                 start_new_session=True,
             )  # fmt: skip
-        eventually(self._answers, within=20)
-        eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
+        try:
+            eventually(self._answers, within=20)
+            eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
+        except AssertionError as error:
+            raise AssertionError(f"gpooler does not serve: {error}\n{self.tail()}") from None
         self.processes()
         self._descriptors = self.descriptors()
         return self
