@@ -19,8 +19,8 @@ from scripts.benchmark.cases import CASES, Case, Effort, Unmeasured, prepare
 from scripts.benchmark.measure import raise_descriptor_limit
 from tests.harness import Postgres, Unavailable
 
-FULL: Final = Effort(seconds=5, scale=20, logins=2_000, copies=2)
-QUICK: Final = Effort(seconds=1, scale=2, logins=200, copies=1)
+FULL: Final = Effort(seconds=5, scale=20, copies=2)
+QUICK: Final = Effort(seconds=1, scale=2, copies=1)
 RESULTS: Final = Path("build/bench/results.jsonl")
 QUIET_POSTGRES: Final = {
     "log_connections": "off",
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     """All rounds, each result written at once."""
     effort = QUICK if options.quick else FULL
     if options.seconds:
-        effort = Effort(options.seconds, effort.scale, effort.logins, effort.copies)
+        effort = Effort(options.seconds, effort.scale, effort.copies)
     rounds = 1 if options.quick else options.rounds
     cases = [case for case in CASES if not options.cases or case.name in options.cases]
     entrants = list(field(options).items())

@@ -121,7 +121,8 @@ def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
     if setting.with_md5:
         rule |= {"authentication": "md5", "password": PASSWORD}
     config = {
-        "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m"},
+        # as much as PgBouncer logs: its statistics come once a minute
+        "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m", "stats_interval": 60},
         "performance": {"workers": setting.workers},
     }
     with Gpooler(postgres, rule=rule, config=config) as pooler:

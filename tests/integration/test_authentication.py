@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from gpooler.stats.registry import ProcessWord
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually
 from tests.harness.client import message, startup, text
 
@@ -106,6 +107,27 @@ def test_an_empty_password_never_gets_in(postgres: Postgres, gpooler_factory: Fa
 
 
 @pytest.mark.parametrize("method", list(CODES))
+@pytest.mark.parametrize("method", CODES)
+def test_a_hundred_right_passwords_open_no_door_to_a_wrong_one(
+    postgres: Postgres, gpooler_factory: Factory, method: str
+) -> None:
+    users = {"md5_user": rule(authentication=method, password=PASSWORD)}
+    gpooler = gpooler_factory(postgres, config=databases(app=users))
+    first = refusal(gpooler, "md5_user", "app", password="wrong")
+    for _ in range(100):
+        with gpooler.connect("md5_user", "app") as connection:
+            assert connection.execute("SELECT current_database()").fetchone() == ("app",)
+    assert refusal(gpooler, "md5_user", "app", password="wrong") == first
+    with gpooler.raw() as client:
+        client.send(startup("md5_user", "app"))
+        client.read()
+        client.send(message(b"p", b"no zero at the end"))
+        assert client.read().fields()["C"] == "08P01"
+    eventually(lambda: gpooler.process_count(ProcessWord.CLIENTS) == 0)
+    assert gpooler.process_count(ProcessWord.LOGINS) == 100
+    assert gpooler.process_count(ProcessWord.LOGIN_ERRORS) == 3
+
+
 def test_an_unknown_user_looks_like_a_wrong_password(
     postgres: Postgres, gpooler_factory: Factory, method: str
 ) -> None:
