@@ -296,6 +296,8 @@ cdef struct Engine:
     int epoll
     int wake                    # eventfd, written by Python
     int event_fd                # eventfd, written by the relay
+    int timer                   # timerfd
+    uint64_t timer_us           # what it is set to
     uint64_t now_us
     uint64_t next_deadline_us
     uint64_t next_sweep_us

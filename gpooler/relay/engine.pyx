@@ -6,6 +6,7 @@ timers and the loop.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
+from libc.string cimport memset
 
 from gpooler.relay cimport counters
 from gpooler.relay.io cimport CHUNK, READ_SIZE
@@ -16,9 +17,10 @@ from gpooler.relay.reason cimport (
 )
 from gpooler.relay.session cimport OWNER_CLIENT, session_is_idle, session_owner
 from gpooler.relay.system cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, SIG_SETMASK, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
-    eventfd, pthread_mutex_init, pthread_sigmask, sigfillset, sigset_t,
+    CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, SIG_SETMASK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, eventfd, itimerspec, pthread_mutex_init, pthread_sigmask, sigfillset,
+    sigset_t, timerfd_create, timerfd_settime,
 )
 
 include "connection.pxi"
@@ -44,19 +46,31 @@ cdef Engine* engine_new(uint64_t* process_words) noexcept:
     e.epoll = epoll_create1(EPOLL_CLOEXEC)
     e.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    e.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     if (e.buffer == NULL or e.parked_buffer == NULL or e.deploy == NULL or e.texts == NULL
-            or e.epoll < 0 or e.wake < 0 or e.event_fd < 0):
+            or e.epoll < 0 or e.wake < 0 or e.event_fd < 0 or e.timer < 0):
         return NULL
     pthread_mutex_init(&e.lock, NULL)
     e.wake_conn.kind = KIND_WAKE
     e.wake_conn.fd = e.wake
-    event.events = EPOLLIN | EPOLLET    # never read: each write is an edge
+    event.events = EPOLLIN | EPOLLET    # never read: each write, each expiry is an edge
     event.data.ptr = &e.wake_conn
     epoll_ctl(e.epoll, EPOLL_CTL_ADD, e.wake, &event)
+    epoll_ctl(e.epoll, EPOLL_CTL_ADD, e.timer, &event)
     return e
 
 
 # -- timers --------------------------------------------------------------------------------------------
+
+
+cdef void set_timer(Engine* e) noexcept nogil:
+    """Wake at the next deadline. A timeout of epoll_wait would be set up and taken down at each call."""
+    cdef itimerspec at
+    e.timer_us = e.next_deadline_us
+    memset(&at, 0, sizeof(at))
+    at.it_value.tv_sec = <long> (e.timer_us // 1000000)
+    at.it_value.tv_nsec = <long> (e.timer_us % 1000000 * 1000)
+    timerfd_settime(e.timer, TFD_TIMER_ABSTIME, &at, NULL)
 
 
 cdef void expire(Engine* e) noexcept nogil:
@@ -248,19 +262,20 @@ cdef void engine_run(Engine* e) noexcept nogil:
     cdef epoll_event events[MAX_EVENTS]
     cdef sigset_t signals
     cdef Conn* conn
-    cdef int count, i, timeout
+    cdef int count, i
+    cdef bint is_idle
     sigfillset(&signals)
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     e.now_us = clock_us()
     e.next_sweep_us = e.now_us + SWEEP_US
     e.next_deadline_us = e.next_sweep_us
     while not e.is_stopping:
-        timeout = 0
-        if e.ready_head == NULL and e.next_deadline_us > e.now_us:
-            timeout = <int> ((e.next_deadline_us - e.now_us) // 1000) + 1
-        if e.quiet_since_us and timeout > QUIET_US // 1000:
-            timeout = QUIET_US // 1000
-        count = epoll_wait(e.epoll, events, MAX_EVENTS, timeout)
+        if e.quiet_since_us:
+            deadline(e, e.now_us + QUIET_US)
+        is_idle = e.ready_head == NULL
+        if is_idle and (e.next_deadline_us < e.timer_us or e.timer_us <= e.now_us):
+            set_timer(e)
+        count = epoll_wait(e.epoll, events, MAX_EVENTS, -1 if is_idle else 0)
         e.now_us = clock_us()
         e.process_words[counters.PROCESS_RELAY_BEAT] += 1
         # Servers first: they free what clients of the same round need, and say who is dead.
