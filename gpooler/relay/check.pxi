@@ -64,6 +64,7 @@ cdef void check_server(Server* s) noexcept nogil:
         check(c.server == s and c.conn.state == CLIENT_ACTIVE, &s.conn, "has a client that is not its own")
     if s.conn.state == SERVER_PARKED:
         check(session_is_idle(&s.session) and s.session.status == c'I', &s.conn, "is parked and not idle")
+        check(not s.conn.flags & IS_GATHERING, &s.conn, "is parked and gathers")
         check(not s.pins and not s.cancelling and not s.flags & (IS_DIRTY | CLOSE_AT_END), &s.conn,
               "is parked and not clean")
 

@@ -46,6 +46,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     cdef size_t held = 0, room = CHUNK
     cdef ssize_t got
     if not can_read_client(c):
+        gather_end(e, &c.conn)
         return
     # What cannot be sent on must fit a chunk, with what is held already.
     if c.conn.hold != NULL:
@@ -57,6 +58,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     got = io_recv(c.conn.fd, at, room)
     if got == -1:
         c.conn.flags &= ~<uint16_t> IS_READABLE
+        gather_end(e, &c.conn)
         return
     if got <= 0:
         c.conn.flags &= ~<uint16_t> IS_READABLE
@@ -68,6 +70,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     c.request_us = e.now_us
     if <size_t> got < room and not c.conn.flags & IS_HUNG_UP:
         c.conn.flags &= ~<uint16_t> IS_READABLE
+    gathered(e, &c.conn, got)
     if held:
         memcpy(at - held, c.conn.hold.data + c.conn.hold.start, held)
         at -= held

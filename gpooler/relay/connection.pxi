@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
-from gpooler.relay.io cimport chunk_give, io_send, iovec, queue_clear, queue_put
+from gpooler.relay.io cimport chunk_give, io_send, io_wake_from, iovec, queue_clear, queue_put
 from gpooler.relay.system cimport (
     CLOCK_MONOTONIC, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
     EPOLL_CTL_MOD, clock_gettime, epoll_ctl, epoll_event, pthread_mutex_lock, pthread_mutex_unlock,
@@ -158,6 +158,66 @@ cdef inline void make_ready(Engine* e, Conn* conn) noexcept nogil:
     e.ready_tail = conn
 
 
+# -- gathering -----------------------------------------------------------------------------------------
+
+# PostgreSQL sends rows by 8 KiB, psql COPY lines as well: a wake-up, a read and a write for each would be
+# most of what a large COPY costs. So in the middle of such a stream the kernel gathers them.
+
+
+cdef void gather_begin(Engine* e, Conn* conn) noexcept nogil:
+    if conn.flags & (IS_GATHERING | IS_UNIX) or e.gathering_count == MAX_GATHERING:
+        return
+    e.gathering[e.gathering_count] = conn
+    e.gathering_count += 1
+    conn.flags |= IS_GATHERING
+    conn.gather_us = e.now_us + GATHER_US
+    deadline(e, conn.gather_us)
+    io_wake_from(conn.fd, GATHER_SIZE)
+
+
+cdef void gather_end(Engine* e, Conn* conn) noexcept nogil:
+    """Each byte wakes again; what has come in the meantime does so at once."""
+    cdef int i
+    conn.bulk = 0
+    if not conn.flags & IS_GATHERING:
+        return
+    conn.flags &= ~<uint16_t> IS_GATHERING
+    for i in range(e.gathering_count):
+        if e.gathering[i] == conn:
+            e.gathering_count -= 1
+            e.gathering[i] = e.gathering[e.gathering_count]
+            break
+    if conn.fd >= 0:
+        io_wake_from(conn.fd, 1)
+
+
+cdef void gathered(Engine* e, Conn* conn, size_t got) noexcept nogil:
+    """After a read: a stream of small pieces begins to be gathered, one that has become slow no more."""
+    if conn.flags & IS_GATHERING:
+        if got < GATHER_LEAST:
+            gather_end(e, conn)
+        else:
+            conn.gather_us = e.now_us + GATHER_US
+            deadline(e, conn.gather_us)
+    elif got < GATHER_SIZE // 2:
+        conn.bulk += <uint32_t> got
+        if conn.bulk >= GATHER_FROM:
+            gather_begin(e, conn)
+
+
+cdef void gather_timeout(Engine* e) noexcept nogil:
+    """Read from those that did not wake the relay for too long."""
+    cdef Conn* conn
+    cdef int i
+    for i in range(e.gathering_count):
+        conn = e.gathering[i]
+        if e.now_us >= conn.gather_us:
+            conn.flags |= IS_READABLE
+            make_ready(e, conn)
+        else:
+            deadline(e, conn.gather_us)
+
+
 cdef void ready_remove(Engine* e, Conn* conn) noexcept nogil:
     cdef Conn* before = NULL
     cdef Conn* at = e.ready_head
@@ -297,6 +357,7 @@ cdef void conn_forget(Engine* e, Conn* conn) noexcept nogil:
     """Give back what a connection holds in the relay; it is on no list after this."""
     list_remove(conn)
     ready_remove(e, conn)
+    gather_end(e, conn)
     queue_clear(&e.pool, &conn.out)
     if conn.hold != NULL:
         chunk_give(&e.pool, conn.hold)

@@ -40,6 +40,12 @@ cdef enum:
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
     QUIET_US = 10000                # the end of a client may reach the hub this much later: many at once
+    # Gathering: after so many bytes of one request a stream that comes in small pieces is read in large ones.
+    GATHER_FROM = 4194304
+    GATHER_SIZE = 131072            # wakes the relay …
+    GATHER_US = 500                 # … or so much time since the last read
+    GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
+    MAX_GATHERING = 64
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
     WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index
@@ -85,6 +91,7 @@ cdef enum ConnFlag:
     IS_UNIX = 8
     IS_OUT_ARMED = 16           # EPOLLOUT is registered
     IS_REGISTERED = 32
+    IS_GATHERING = 64           # SO_RCVLOWAT is set, a timer runs
 
 
 cdef enum ClientFlag:
@@ -163,6 +170,8 @@ cdef struct Conn:               # what client and server share; always first in 
     uint32_t generation
     uint32_t event_bits
     uint8_t reason              # reasons.Reason
+    uint32_t bulk               # bytes of this request that came in small pieces, up to GATHER_FROM
+    uint64_t gather_us          # while gathering: when to read at the latest
     Frame rx                    # the stream this peer sends
     Chunk* hold                 # its bytes that could not be used yet; they start at a boundary
     Queue out                   # bytes for this peer that it did not take yet
@@ -309,6 +318,8 @@ cdef struct Engine:
     Conn* ready_tail
     Conn* closed_head           # closed in this round; their events are raised at its end
     Route* routes
+    Conn* gathering[MAX_GATHERING]
+    int gathering_count
     # deploy text of a server attached while its client's bytes are being worked on
     unsigned char* deploy
     uint32_t deploy_size

@@ -82,6 +82,7 @@ cdef void expire(Engine* e) noexcept nogil:
     cdef Client* c
     cdef uint64_t limit
     e.next_deadline_us = e.next_sweep_us
+    gather_timeout(e)
     while r != NULL:
         if r.pool_timeout_us:
             while r.waiting.head != NULL:

@@ -51,3 +51,5 @@ cdef ssize_t io_send(int fd, iovec* pieces, int count) noexcept nogil
 cdef bint queue_flush(ChunkPool* pool, Queue* queue, int fd) noexcept nogil
 # Bytes read, 0 at the end of the stream, -1 when nothing is there, -2 when the connection broke.
 cdef ssize_t io_recv(int fd, unsigned char* buffer, size_t size) noexcept nogil
+# epoll reports a TCP socket from so many bytes on (SO_RCVLOWAT), or from the end of the stream.
+cdef void io_wake_from(int fd, int size) noexcept nogil

@@ -20,6 +20,9 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_NOSIGNAL
         MSG_DONTWAIT
+        SOL_SOCKET
+        SO_RCVLOWAT
+    int setsockopt(int fd, int level, int option, const void* value, unsigned int size)
 
 
 cdef Chunk* chunk_take(ChunkPool* pool) noexcept nogil:
@@ -157,3 +160,7 @@ cdef ssize_t io_recv(int fd, unsigned char* buffer, size_t size) noexcept nogil:
             return -1
         if errno != EINTR:
             return -2
+
+
+cdef void io_wake_from(int fd, int size) noexcept nogil:
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &size, sizeof(size))

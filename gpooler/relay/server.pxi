@@ -19,6 +19,7 @@ from gpooler.relay.session cimport (
 
 cdef void server_readable(Engine* e, Server* s) noexcept nogil:
     if s.client != NULL and s.client.conn.out.size:
+        gather_end(e, &s.conn)
         return                          # its client reads slowly
     server_read(e, s, e.buffer + CHUNK, READ_SIZE)
 
@@ -29,6 +30,7 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
     cdef ssize_t got = io_recv(s.conn.fd, at, room)
     if got == -1:
         s.conn.flags &= ~<uint16_t> IS_READABLE
+        gather_end(e, &s.conn)
         return
     if got <= 0:
         s.conn.flags &= ~<uint16_t> IS_READABLE
@@ -36,6 +38,7 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
         return
     if <size_t> got < room and not s.conn.flags & IS_HUNG_UP:
         s.conn.flags &= ~<uint16_t> IS_READABLE
+    gathered(e, &s.conn, got)
     if s.conn.state != SERVER_CLOSING:
         held = 0
         if s.conn.hold != NULL:
@@ -154,6 +157,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 bad = True
                 break
             settled = True
+            gather_end(e, &s.conn)
+            if c != NULL:
+                gather_end(e, &c.conn)
             if answered == OWNER_CLIENT:
                 r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
                 s.query_us = e.now_us

@@ -215,3 +215,81 @@ def test_large_rows_of_many_clients_do_not_mix(postgres: Postgres, gpooler_facto
         assert rows == [[str(number) * MEGABYTE]] * 5
         client.terminate()
     eventually(lambda: [row.state for row in postgres.activity()] == ["idle"] * len(postgres.activity()))
+
+
+# --- long streams of small pieces, which the relay lets the kernel gather (relay/engine.pxd: GATHER_FROM)
+
+ROWS = 300_000
+STREAM = f"SELECT n, repeat('z', 50) FROM generate_series(1, {ROWS}) n"
+READY = message(b"Z", b"I")
+
+
+def taken(client: RawClient, size: int = 1 << 40) -> bytes:
+    """What arrives, up to a ReadyForQuery or at least ``size`` bytes; faster than PostgreSQL makes it."""
+    data = bytearray()
+    while len(data) < size and not data.endswith(READY):
+        chunk = client.socket.recv(1 << 20)
+        assert chunk
+        data += chunk
+    return bytes(data)
+
+
+def test_what_follows_a_long_stream_of_small_rows_is_not_held_back(postgres: Postgres, pool: Gpooler) -> None:
+    with RawClient(postgres.port) as direct:
+        direct.login()
+        direct.send(query(STREAM))
+        expected = taken(direct)
+    with pool.raw() as client, pool.raw() as other:
+        client.login()
+        other.login()
+        for _ in range(3):
+            client.send(query(STREAM))
+            assert taken(client) == expected
+            for number in range(100):
+                assert other.query(f"SELECT {number}") == [[str(number)]]
+                assert client.query(f"SELECT {number}") == [[str(number)]]
+
+
+def test_a_stream_that_pauses_has_been_passed_on_by_then(postgres: Postgres, pool: Gpooler) -> None:
+    with pool.raw() as client:
+        client.login()
+        client.send(query(STREAM))
+        size = len(taken(client))
+        client.send(query(f"{STREAM}; SELECT pg_sleep(60)"))
+        taken(client, size - 16384)  # PostgreSQL itself keeps the last of them
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        eventually(lambda: postgres.query(sleeping) == [(1,)])
+        client.reset()
+    with pool.raw() as other:
+        other.login()
+        assert other.query("SELECT 1") == [["1"]]
+
+
+def test_copy_data_of_a_client_that_pauses_has_been_passed_on_by_then(
+    postgres: Postgres, pool: Gpooler
+) -> None:
+    line = b"1\t" + b"x" * 2000 + b"\n"
+    count = 5000
+    with pool.raw() as client:
+        client.login()
+        client.send(query("COPY lines FROM STDIN"))
+        client.read_until(b"G")
+        for _ in range(count):
+            client.send(copy_data(line))
+        progress = "SELECT bytes_processed FROM pg_stat_progress_copy"
+        eventually(lambda: postgres.query(progress, "app") == [(count * len(line),)])
+        client.send(COPY_DONE)
+        assert kinds(client) == "CZ"
+        assert client.query("SELECT count(*) FROM lines") == [[str(count)]]
+
+
+def test_a_client_that_vanishes_in_a_long_stream_leaves_its_server_usable(pool: Gpooler) -> None:
+    for _ in range(5):
+        with pool.raw() as client:
+            client.login()
+            client.send(query(f"{STREAM}; {STREAM}"))
+            taken(client, ROWS * 60)
+            client.reset()
+        with pool.raw() as other:
+            other.login()
+            assert other.query("SELECT 1") == [["1"]]
