@@ -1,5 +1,6 @@
 """The clients of one worker: accepted here, logged in by ``login``, then known by relay handles only."""
 
+import resource
 import socket
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,6 +14,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.entrance import Entrance, Guest
 from gpooler.client.express import Express
 from gpooler.client.login import Login, SetUp
+from gpooler.clock import monotonic_us
 from gpooler.config.model import Config, Rule
 from gpooler.errors import (
     AdminShutdown,
@@ -38,6 +40,8 @@ from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
 
 TIMEOUT_TICK_S: Final = 0.05  # precision of client_login_timeout
+ACCEPT_AGAIN_S: Final = 0.2  # after the system had no descriptor for a client
+COMPLAIN_US: Final = 10_000_000  # it is said so often
 BALANCE_TICK_S: Final = 0.02  # a worker that paused looks so often whether it may accept again
 REASON_LABELS: Final = {int(reason): reason.label for reason in Reason}
 CLIENT_LEAVING: Final = 4  # relay/engine.pxd: ClientState
@@ -87,6 +91,7 @@ class Clients:
         self._setups: dict[int, SetUp] = {}
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
+        self._complain_us = 0
         self._entrance: Entrance | None = None
         self._express: Express | None = None
         self.login: Login | None = None
@@ -127,7 +132,11 @@ class Clients:
 
         def accept(fd: int) -> None:
             assert self._entrance is not None
-            guest = self._entrance.accept(fd, timeout_ms, self._lingers)
+            try:
+                guest = self._entrance.accept(fd, timeout_ms, self._lingers)
+            except OSError as error:
+                self._cannot_accept(error)
+                return
             if guest is None:
                 return
             self._entrance.read(guest)  # most have sent their startup packet by now
@@ -137,6 +146,19 @@ class Clients:
                 self._pause()
 
         return accept
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Most likely there are too many open files; clients wait in the kernel's queue meanwhile."""
+        now_us = monotonic_us()
+        if now_us >= self._complain_us:
+            self._complain_us = now_us + COMPLAIN_US
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._logger.error(
+                f"cannot accept clients: {error.strerror}; the limit of open files is {limit} a process "
+                "(ulimit -n, LimitNOFILE=)",
+                context="main",
+            )
+        self._pause(ACCEPT_AGAIN_S)
 
     def _end_late_logins(self) -> None:
         """End logins that take longer than ``client_login_timeout``, as long as there are any."""
@@ -150,15 +172,16 @@ class Clients:
         self._counters.set_process(ProcessWord.CLIENTS_LOGIN, 0)
         self._ticker = None
 
-    def _pause(self) -> None:
-        """Too many clients here: let other workers accept until the counts are even."""
+    def _pause(self, least_s: float = 0.0) -> None:
+        """Too many clients here: let other workers accept until the counts are even, ``least_s`` at least."""
         self._is_paused = True
         self._counters.set_process(ProcessWord.LISTENING, 0)
         for server in self._servers:
             server.stop_accepting()
-        gevent.spawn(self._resume)
+        gevent.spawn(self._resume, least_s)
 
-    def _resume(self) -> None:
+    def _resume(self, least_s: float) -> None:
+        gevent.sleep(least_s)
         while self._admission.has_too_many():
             gevent.sleep(BALANCE_TICK_S)
         self._is_paused = False

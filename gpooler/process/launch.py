@@ -22,6 +22,7 @@ from gpooler.process.context import EXIT_BOOT
 from gpooler.process.pidfile import PidFile
 
 EXIT_CONFIG: Final = 1  # as `gpooler check`
+OWN_DESCRIPTORS: Final = 64  # listeners, channels, logs
 DEBUG_VARIABLE: Final = "GPOOLER_DEBUG"
 
 
@@ -70,7 +71,7 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
     if config.logging.log_config:
         for line in effective(config).splitlines():
             logger.info(line, context="config")
-    _raise_descriptor_limit(logger)
+    _raise_descriptor_limit(config, logger)
     listeners: list[Listener] = []
     pid_file: PidFile | None = None
     try:
@@ -113,12 +114,26 @@ def _bind(config: Config) -> list[Listener]:
     )
 
 
-def _raise_descriptor_limit(logger: Logger) -> None:
+def _raise_descriptor_limit(config: Config, logger: Logger) -> None:
     """A pooler needs a descriptor for every client and server: take all that the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limit = hard
     except (OSError, ValueError) as error:
-        logger.error(f"could not raise the limit of open files above {soft}: {error}", context="master")
+        logger.error(f"could not raise the limit of open files above {limit}: {error}", context="master")
+    needed = descriptors_needed(config)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        logger.error(
+            f"a process may open {limit} files, but this configuration may need {needed} in one "
+            "(client_max and the pools' sizes): raise the limit (ulimit -n, LimitNOFILE=)",
+            context="config",
+        )
+
+
+def descriptors_needed(config: Config) -> int:
+    """Of one process at least, when all the limits that the configuration sets are reached."""
+    clients = config.limits.client_max or 0
+    pools = [rule.pool_size for rule in config.rules if rule.shared_pool is None]
+    pools += [pool.pool_size for pool in config.shared_pool.values()]
+    return clients + sum(pools) + OWN_DESCRIPTORS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.tools import eventually, free_port
+from tests.harness.tools import eventually, find_program, free_port
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = textwrap.dedent("""
@@ -58,11 +58,12 @@ pool = "session"
 """
 
 
-def launch(directory: Path, config: str) -> subprocess.Popen[str]:
+def launch(directory: Path, config: str, most_files: int = 0) -> subprocess.Popen[str]:
     path = directory / "config.toml"
     path.write_text(config)
+    limited = [find_program("prlimit"), f"--nofile={most_files}"] if most_files else []
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(path)],
+        [*limited, sys.executable, "-c", PROGRAM, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,6 +90,16 @@ def test_a_run_logs_serves_and_leaves_nothing(tmp_path: Path) -> None:
     assert "do-not-tell" not in text + out
     assert "ends with status 0" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "log"]
+
+
+def test_too_few_open_files_are_told_at_the_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    config = CONFIG.format(directory=tmp_path, port=free_port()) + "\n[limits]\nclient_max = 1000\n"
+    with launch(tmp_path, config, most_files=1000) as process:
+        eventually(lambda: log.exists() and "ready: 1 workers" in log.read_text())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert "a process may open 1000 files, but this configuration may need 1064" in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Limits of clients over all workers, limits of time at login, and logins while PostgreSQL is away."""
 
 import re
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -48,6 +50,29 @@ def logged_in(gpooler: Gpooler, count: int, user: str = "trust_user") -> Iterato
 
 def clients_counted(gpooler: Gpooler) -> int:
     return gpooler.process_count(ProcessWord.CLIENTS)
+
+
+def test_without_descriptors_clients_wait_and_the_log_says_what_to_do(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule=rule())
+    with logged_in(gpooler, 1) as (first,):
+        first.query("SELECT 1")
+        (worker,) = gpooler.worker_pids()
+        files = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        most = resource.prlimit(worker, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (files + 3, most))
+        with ExitStack() as stack:
+            waiting = [stack.enter_context(gpooler.raw()) for _ in range(6)]
+            for client in waiting:
+                client.send(startup("trust_user", "app"))
+            eventually(lambda: clients_counted(gpooler) == 4)
+            eventually(lambda: "cannot accept clients: Too many open files" in gpooler.log())
+            assert first.query("SELECT 2") == [["2"]]
+        with logged_in(gpooler, 1) as (last,):
+            assert last.query("SELECT 3") == [["3"]]
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (most, most))
+    assert gpooler.log().count("cannot accept clients") == 1
 
 
 # --- numbers of clients -----------------------------------------------------------------------
