@@ -1,6 +1,6 @@
 """Limits of clients over all workers, without a message: own cell up, sum, step back if too many."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from gpooler.stats.registry import ProcessWord, RouteWord
@@ -15,7 +15,6 @@ class Admission:
 
     def __init__(self, counters: SharedCounters) -> None:
         self._own = counters
-        self.settle: Callable[[], None] = lambda: None  # counts out who has gone a moment ago
         self.peers: dict[int, SharedCounters] = {}  # by incarnation
 
     def _all(self) -> Iterable[SharedCounters]:
@@ -25,17 +24,10 @@ class Admission:
     def enter(self, limit: int | None) -> bool:
         """Count one more client; False, and not counted, when there would be more than ``limit``."""
         self._own.add_process(ProcessWord.CLIENTS)
-        if limit is None or self._has_room(limit, lambda cell: cell.process(ProcessWord.CLIENTS)):
+        if limit is None or sum(cell.process(ProcessWord.CLIENTS) for cell in self._all()) <= limit:
             return True
         self.leave()
         return False
-
-    def _has_room(self, limit: int, count: Callable[[SharedCounters], int]) -> bool:
-        """Whether the sum of a word over all workers is within ``limit``."""
-        if sum(map(count, self._all())) <= limit:
-            return True
-        self.settle()
-        return sum(map(count, self._all())) <= limit
 
     def leave(self) -> None:
         """A counted client is gone."""
@@ -44,8 +36,9 @@ class Admission:
     def enter_route(self, route_id: int, limit: int | None) -> bool:
         """As ``enter``, of one route."""
         self._own.add_route(route_id, RouteWord.CLIENTS_ADMITTED)
-        word = RouteWord.CLIENTS_ADMITTED
-        if limit is None or self._has_room(limit, lambda cell: cell.route(route_id, word)):
+        if limit is None:
+            return True
+        if sum(cell.route(route_id, RouteWord.CLIENTS_ADMITTED) for cell in self._all()) <= limit:
             return True
         self.leave_route(route_id)
         return False

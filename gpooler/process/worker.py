@@ -57,7 +57,9 @@ class Worker:
             context.log, lambda total: counters.set_process(ProcessWord.LOG_LINES_LOST, total)
         )
         self._logger = self._log.logger
-        self._relay = Relay(counters.address, context.worker)
+        # where the number of clients is limited somebody may wait for a place
+        has_client_max = config.limits.client_max or any(rule.client_max for rule in config.rules)
+        self._relay = Relay(counters.address, context.worker, not has_client_max)
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         self._servers = Servers(
@@ -94,7 +96,6 @@ class Worker:
             self._clients.names,
             self._clients.on_adopted,
         )
-        self._admission.settle = self._on_relay
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker
         self._rules = {rule.name: rule for rule in config.rules}

@@ -312,6 +312,7 @@ cdef struct Engine:
     uint64_t next_sweep_us
     uint64_t* process_words
     bint is_stopping
+    bint has_quiet_ends         # the end of a client may wait QUIET_US
     ChunkPool pool
     Conn wake_conn
     Conn* ready_head

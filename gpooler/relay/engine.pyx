@@ -256,7 +256,8 @@ cdef void finish_round(Engine* e) noexcept nogil:
         conn.ready_next = NULL
         conn.since_us = e.now_us
         is_released = conn.kind == KIND_SERVER and conn.state == SERVER_RELEASED
-        raise_bits(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED, conn.kind == KIND_CLIENT)
+        raise_bits(e, conn, EVENT_RELEASED if is_released else EVENT_CLOSED,
+                   conn.kind == KIND_CLIENT and e.has_quiet_ends)
 
 
 cdef void engine_run(Engine* e) noexcept nogil:

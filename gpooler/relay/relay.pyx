@@ -38,7 +38,8 @@ cdef bytes packed_address(Client* c):
 cdef class Relay:
     """The relay of one worker, as the hub sees it. Called by the hub's thread only.
 
-    ``run`` is the body of the relay's thread. ``event_fd`` becomes readable when ``poll`` has something.
+    ``run`` is the body of the relay's thread. ``event_fd`` becomes readable when ``poll`` has something; with
+    ``has_quiet_ends`` up to 10 ms later if that is only the end of clients, so that many are told at once.
     """
 
     cdef Engine* e
@@ -50,11 +51,12 @@ cdef class Relay:
     cdef dict routes                # id → address
     cdef uint64_t next_token
 
-    def __cinit__(self, uintptr_t counters_address, uint32_t worker):
+    def __cinit__(self, uintptr_t counters_address, uint32_t worker, bint has_quiet_ends):
         params_global_init()
         self.e = engine_new(<uint64_t*> counters_address)
         if self.e == NULL:
             raise OSError(errno, "the relay cannot start")
+        self.e.has_quiet_ends = has_quiet_ends
         self.worker = worker & WORKER_MASK
         self.clients = []
         self.servers = []

@@ -220,6 +220,8 @@ def read_all(client: RawClient) -> list[Message]:
             with suppress(OSError):
                 client.half_close()
     found = []
+    if data.startswith(b"N") and data[1:2] != b"\0":
+        data = data[1:]  # the answer to an SSLRequest; a notice would go on with its length
     while data:
         assert len(data) >= 5, data
         (length,) = struct.unpack_from("!i", data, 1)

@@ -115,6 +115,7 @@ def test_a_storm_of_logins_never_exceeds_client_max(postgres: Postgres, gpooler_
     gpooler = gpooler_factory(postgres, config={**TWO_WORKERS, "limits": {"client_max": 5}})
     with logged_in(gpooler, 1):
         pass
+    eventually(lambda: clients_counted(gpooler) == 0)
     for _ in range(3):
         with ExitStack() as stack:
             clients = [stack.enter_context(gpooler.raw()) for _ in range(40)]

@@ -24,7 +24,7 @@ class House:
 
     def __init__(self):
         self.counters = SharedCounters.create()
-        self.relay = Relay(self.counters.address, 1)
+        self.relay = Relay(self.counters.address, 1, True)
         self.thread = threading.Thread(target=self.relay.run)
         self.thread.start()
         self.relay.open_route(
