@@ -70,13 +70,14 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     c.request_us = e.now_us
     if <size_t> got < room and not c.conn.flags & IS_HUNG_UP:
         c.conn.flags &= ~<uint16_t> IS_READABLE
-    gathered(e, &c.conn, got)
     if held:
         memcpy(at - held, c.conn.hold.data + c.conn.hold.start, held)
         at -= held
         chunk_give(&e.pool, c.conn.hold)
         c.conn.hold = NULL
     client_feed(e, c, at, held + got)
+    if c.conn.rx.left or c.conn.flags & IS_GATHERING:
+        gathered(e, &c.conn, got)
     after_feed(e, c)
 
 

@@ -192,16 +192,16 @@ cdef void gather_end(Engine* e, Conn* conn) noexcept nogil:
 
 
 cdef void gathered(Engine* e, Conn* conn, size_t got) noexcept nogil:
-    """After a read: a stream of small pieces begins to be gathered, one that has become slow no more."""
+    """After a read was worked on: gather what comes in small pieces, if much has come or much must follow."""
     if conn.flags & IS_GATHERING:
-        if got < GATHER_LEAST:
+        if got < GATHER_LEAST or (conn.bulk < GATHER_FROM and conn.rx.left < GATHER_SIZE):
             gather_end(e, conn)
         else:
             conn.gather_us = e.now_us + GATHER_US
             deadline(e, conn.gather_us)
-    elif got < GATHER_SIZE // 2:
+    elif got < GATHER_SIZE // 2 and conn.fd >= 0:
         conn.bulk += <uint32_t> got
-        if conn.bulk >= GATHER_FROM:
+        if conn.bulk >= GATHER_FROM or conn.rx.left >= GATHER_SIZE:
             gather_begin(e, conn)
 
 

@@ -42,7 +42,7 @@ cdef enum:
     QUIET_US = 10000                # the end of a client may reach the hub this much later: many at once
     # Gathering: after so many bytes of one request a stream that comes in small pieces is read in large ones.
     GATHER_FROM = 4194304
-    GATHER_SIZE = 131072            # wakes the relay …
+    GATHER_SIZE = 262144            # wakes the relay …
     GATHER_US = 500                 # … or so much time since the last read
     GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
     MAX_GATHERING = 64

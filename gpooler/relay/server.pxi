@@ -38,7 +38,6 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
         return
     if <size_t> got < room and not s.conn.flags & IS_HUNG_UP:
         s.conn.flags &= ~<uint16_t> IS_READABLE
-    gathered(e, &s.conn, got)
     if s.conn.state != SERVER_CLOSING:
         held = 0
         if s.conn.hold != NULL:
@@ -48,6 +47,8 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
             chunk_give(&e.pool, s.conn.hold)
             s.conn.hold = NULL
         server_feed(e, s, at, held + got)
+        if s.conn.rx.left or s.conn.flags & IS_GATHERING:
+            gathered(e, &s.conn, got)
     if s.conn.flags & IS_READABLE and s.conn.state < SERVER_RELEASED:
         resume_server(e, s)
 
