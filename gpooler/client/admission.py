@@ -6,7 +6,7 @@ from typing import Final
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 
-BALANCE_PART: Final = 0.05  # a worker this much …
+BALANCE_PART: Final = 0.03  # a worker this much …
 BALANCE_CLIENTS: Final = 8  # … and this many clients over the mean lets others accept
 
 
