@@ -36,7 +36,6 @@ cdef enum:
     MAX_EVENTS = 256
     SLAB = 256                      # records allocated at once
     SWEEP_US = 1000000
-    CALM_US = 300000                # a queue that was empty for so long is over
     LEAVE_US = 1000000              # a client that got its last bytes has this long to close
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use

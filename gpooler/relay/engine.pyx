@@ -84,13 +84,6 @@ cdef void expire(Engine* e) noexcept nogil:
     e.next_deadline_us = e.next_sweep_us
     gather_timeout(e)
     while r != NULL:
-        if r.has_demand and r.waiting.head == NULL:
-            limit = r.last_wait_us + CALM_US
-            if e.now_us >= limit:
-                r.has_demand = 0
-                raise_event(e, &r.conn, EVENT_CALM)
-            else:
-                deadline(e, limit)
         if r.pool_timeout_us:
             while r.waiting.head != NULL:
                 at = r.waiting.head
@@ -144,6 +137,9 @@ cdef void sweep(Engine* e) noexcept nogil:
     cdef Client* c
     e.next_sweep_us = e.now_us + SWEEP_US
     while r != NULL:
+        if r.has_demand and r.waiting.head == NULL and e.now_us - r.last_wait_us >= SWEEP_US:
+            r.has_demand = 0
+            raise_event(e, &r.conn, EVENT_CALM)
         at = r.parked.tail
         while at != NULL:
             following = at.previous
