@@ -13,9 +13,13 @@ PREFIX: Final = b"md5"
 _HEX_DIGITS: Final = frozenset(b"0123456789abcdef")
 
 
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest().encode("ascii")
+
+
 def hash_password(password: bytes, user: bytes) -> bytes:
     """``md5…`` (35 bytes) as PostgreSQL stores it."""
-    return PREFIX + hashlib.md5(password + user, usedforsecurity=False).hexdigest().encode("ascii")
+    return PREFIX + _md5(password + user)
 
 
 def is_hash(secret: bytes) -> bool:
@@ -25,7 +29,7 @@ def is_hash(secret: bytes) -> bool:
 
 def response(stored: bytes, salt: bytes) -> bytes:
     """What a client answers to ``salt`` (4 bytes), from the stored form ``md5…``."""
-    return PREFIX + hashlib.md5(stored[3:] + salt, usedforsecurity=False).hexdigest().encode("ascii")
+    return PREFIX + _md5(stored[3:] + salt)
 
 
 def is_response_right(answer: bytes, stored: bytes, salt: bytes) -> bool:

@@ -394,7 +394,7 @@ class Login:
             pid, secret = record["pid"], record["secret"]
         self._relay.start_client(
             handle,
-            statuses(parameters) + messages.backend_key_data(pid, secret) + messages.ready_for_query(),
+            statuses(parameters) + messages.backend_key_data(pid, secret) + READY,
             pid,
             secret,
         )
