@@ -278,16 +278,25 @@ class Gpooler:
             eventually(lambda: self.client_connections() == 0, within)
         except AssertionError:
             problems.append(f"{self.client_connections()} client connections are still open")
-        servers = len(self._postgres.activity()) if self._postgres else 0
-        for pid, count in self.descriptors().items():
-            before = self._descriptors.get(pid)
-            if before is not None and count > before + servers + DESCRIPTOR_SLACK:
-                problems.append(f"process {pid} had {before} descriptors and has {count}")
+        try:
+            eventually(lambda: not self._grown(), within)
+        except AssertionError:
+            problems += self._grown()
         if "Traceback (most recent call last)" in self.log():
             problems.append("there is a traceback in the log")
         return problems
 
     # inside
+
+    def _grown(self) -> list[str]:
+        """The processes with more descriptors than they began with, servers aside, as sentences."""
+        servers = len(self._postgres.activity()) if self._postgres else 0
+        return [
+            f"process {pid} had {before} descriptors and has {count}"
+            for pid, count in self.descriptors().items()
+            if (before := self._descriptors.get(pid)) is not None
+            and count > before + servers + DESCRIPTOR_SLACK
+        ]
 
     def _counters(self) -> Iterator[SharedCounters]:
         """The master's counters that are not folded, seen through its descriptors; the caller closes them."""

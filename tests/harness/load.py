@@ -12,6 +12,7 @@ import psycopg
 
 from tests.harness.gpooler import Gpooler
 from tests.harness.postgres import PASSWORD, Postgres
+from tests.harness.tools import eventually
 
 
 class Pgbench:
@@ -82,6 +83,8 @@ class ServerWatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._look_once_more()
         self._stop.set()
         self._thread.join()
         if kind is None and self.failure is not None:
@@ -95,6 +98,12 @@ class ServerWatch:
                     self._look(connection)
         except Exception as error:  # noqa: BLE001  # told at the end
             self.failure = error
+
+    def _look_once_more(self) -> None:
+        """Let what has just been opened become old enough to be counted."""
+        enough = self.looks + 4
+        with suppress(AssertionError):  # PostgreSQL is away
+            eventually(lambda: self.looks >= enough, within=2)
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
         while not self._stop.wait(0.01):
