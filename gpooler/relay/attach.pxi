@@ -106,6 +106,7 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
         c.wait_us = e.now_us
     oldest_wait_gauge(r)
     r.last_wait_us = e.now_us
+    deadline(e, e.now_us + CALM_US)
     if r.pool_timeout_us:
         deadline(e, c.conn.since_us + r.pool_timeout_us)
     if not r.has_demand:

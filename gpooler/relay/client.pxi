@@ -76,8 +76,7 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
         chunk_give(&e.pool, c.conn.hold)
         c.conn.hold = NULL
     client_feed(e, c, at, held + got)
-    if c.conn.rx.left or c.conn.flags & IS_GATHERING:
-        gathered(e, &c.conn, got)
+    gathered(e, &c.conn, got)
     after_feed(e, c)
 
 

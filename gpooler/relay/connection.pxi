@@ -191,7 +191,7 @@ cdef void gather_end(Engine* e, Conn* conn) noexcept nogil:
         io_wake_from(conn.fd, 1)
 
 
-cdef void gathered(Engine* e, Conn* conn, size_t got) noexcept nogil:
+cdef inline void gathered(Engine* e, Conn* conn, size_t got) noexcept nogil:
     """After a read was worked on: gather what comes in small pieces, if much has come or much must follow."""
     if conn.flags & IS_GATHERING:
         if got < GATHER_LEAST or (conn.bulk < GATHER_FROM and conn.rx.left < GATHER_SIZE):
@@ -199,7 +199,7 @@ cdef void gathered(Engine* e, Conn* conn, size_t got) noexcept nogil:
         else:
             conn.gather_us = e.now_us + GATHER_US
             deadline(e, conn.gather_us)
-    elif got < GATHER_SIZE // 2 and conn.fd >= 0:
+    elif conn.rx.left and got < GATHER_SIZE // 2 and conn.fd >= 0:
         conn.bulk += <uint32_t> got
         if conn.bulk >= GATHER_FROM or conn.rx.left >= GATHER_SIZE:
             gather_begin(e, conn)

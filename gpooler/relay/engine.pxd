@@ -36,13 +36,14 @@ cdef enum:
     MAX_EVENTS = 256
     SLAB = 256                      # records allocated at once
     SWEEP_US = 1000000
+    CALM_US = 300000                # a queue that was empty for so long is over
     LEAVE_US = 1000000              # a client that got its last bytes has this long to close
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
     QUIET_US = 10000                # the end of a client may reach the hub this much later: many at once
     # Gathering: after so many bytes of one request a stream that comes in small pieces is read in large ones.
     GATHER_FROM = 4194304
-    GATHER_SIZE = 262144            # wakes the relay …
+    GATHER_SIZE = 131072            # wakes the relay …
     GATHER_US = 500                 # … or so much time since the last read
     GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
     MAX_GATHERING = 64
@@ -227,6 +228,7 @@ cdef struct Server:
     uint32_t slot_generation
     uint64_t expires_us         # server_lifetime, 0 never
     uint64_t deadline_us        # of resetting or closing
+    uint64_t cancel_us          # we sent a cancel request for what it runs, and may once more; 0 no
     uint64_t begin_us           # attached, or the transaction began
     uint64_t query_us           # the current request went out
     uint64_t uses

@@ -84,6 +84,13 @@ cdef void expire(Engine* e) noexcept nogil:
     e.next_deadline_us = e.next_sweep_us
     gather_timeout(e)
     while r != NULL:
+        if r.has_demand and r.waiting.head == NULL:
+            limit = r.last_wait_us + CALM_US
+            if e.now_us >= limit:
+                r.has_demand = 0
+                raise_event(e, &r.conn, EVENT_CALM)
+            else:
+                deadline(e, limit)
         if r.pool_timeout_us:
             while r.waiting.head != NULL:
                 at = r.waiting.head
@@ -137,9 +144,6 @@ cdef void sweep(Engine* e) noexcept nogil:
     cdef Client* c
     e.next_sweep_us = e.now_us + SWEEP_US
     while r != NULL:
-        if r.has_demand and r.waiting.head == NULL and e.now_us - r.last_wait_us >= SWEEP_US:
-            r.has_demand = 0
-            raise_event(e, &r.conn, EVENT_CALM)
         at = r.parked.tail
         while at != NULL:
             following = at.previous
@@ -155,6 +159,7 @@ cdef void sweep(Engine* e) noexcept nogil:
             following = at.following
             s = <Server*> at
             c = s.client
+            cancel_again(e, s)
             if c.flags & (IS_HALF_CLOSED | IS_TERMINATED):
                 probe(e, c)
             elif ((c.conn.rx.left or c.conn.hold != NULL) and r.mode != MODE_SESSION
@@ -165,6 +170,10 @@ cdef void sweep(Engine* e) noexcept nogil:
                          or s.session.length == 1 and s.session.points[s.session.head].count == 1)):
                 client_leave(e, c, REASON_CLIENT_STALLED)
             at = following
+        at = r.resetting.head
+        while at != NULL:
+            cancel_again(e, <Server*> at)
+            at = at.following
         at = r.waiting.head
         while at != NULL:
             following = at.following

@@ -106,6 +106,7 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     # Somebody waits: more than one may be set up by the same server in turn.
     while r.waiting.head != NULL and s.conn.state == SERVER_PARKED:
         r.last_wait_us = e.now_us
+        deadline(e, e.now_us + CALM_US)
         serve(e, <Client*> r.waiting.head, s)
     servers_active_gauge(r)
 
@@ -183,7 +184,15 @@ cdef void want_cancel(Engine* e, Server* s) noexcept nogil:
     pthread_mutex_unlock(&e.lock)
     if not is_wanted:
         s.cancelling += 1
+        s.cancel_us = e.now_us
         raise_event(e, &s.conn, EVENT_CANCEL_WANTED)
+
+
+cdef void cancel_again(Engine* e, Server* s) noexcept nogil:
+    """PostgreSQL forgets a cancel that comes before it has begun with the query: once more, a second later."""
+    if s.cancel_us and not s.cancelling and e.now_us - s.cancel_us >= SWEEP_US:
+        want_cancel(e, s)
+        s.cancel_us = 0
 
 
 cdef inline void count_for_recall(Route* r) noexcept nogil:

@@ -47,8 +47,7 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
             chunk_give(&e.pool, s.conn.hold)
             s.conn.hold = NULL
         server_feed(e, s, at, held + got)
-        if s.conn.rx.left or s.conn.flags & IS_GATHERING:
-            gathered(e, &s.conn, got)
+        gathered(e, &s.conn, got)
     if s.conn.flags & IS_READABLE and s.conn.state < SERVER_RELEASED:
         resume_server(e, s)
 
@@ -158,6 +157,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 bad = True
                 break
             settled = True
+            s.cancel_us = 0
             gather_end(e, &s.conn)
             if c != NULL:
                 gather_end(e, &c.conn)

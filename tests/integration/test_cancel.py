@@ -268,3 +268,29 @@ def test_cancels_while_postgres_takes_no_connection_harm_nobody(
         assert client.rows() == [["", "whole"]]
         assert client.query("SELECT 2") == [["2"]]
         client.terminate()
+
+
+def test_what_a_lost_client_left_running_is_cancelled_once_more(
+    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], object]
+) -> None:
+    """PostgreSQL forgets a cancel that comes before it has begun; here the first does not arrive at all."""
+    proxy = fault_proxy(postgres.port)
+    gpooler = gpooler_factory(
+        postgres,
+        rule={"pool_size": 1, "pool_reset_timeout_ms": 60_000},
+        config={
+            "storage": {"postgres": {"port": proxy.port}},  # type: ignore[attr-defined]
+            "logging": {"log_debug": True},
+        },
+    )
+    with gpooler.raw() as client:
+        client.login()
+        server = client.query("SELECT pg_backend_pid()")
+        client.send(query(LONG))
+        eventually(is_running(postgres))
+        proxy.refuse()  # type: ignore[attr-defined]
+        client.reset()
+    eventually(lambda: "cancel request delivered" in gpooler.log())  # as far as can be seen
+    proxy.refuse(False)  # type: ignore[attr-defined]
+    with gpooler.raw() as client:
+        assert client.login().query("SELECT pg_backend_pid()") == server

@@ -85,7 +85,8 @@ class Line:
         try:
             self.socket.sendall(b"".join(messages))
         except (BrokenPipeError, ConnectionResetError):
-            self.is_over = True
+            while self.read(is_waiting=True):
+                pass  # what it said before it went
 
     def read(self, is_waiting: bool) -> bool:
         """Take in what is there, at least something if waiting. False: nothing was."""
@@ -93,8 +94,8 @@ class Line:
             return False
         try:
             data = self.socket.recv(65536)
-        except ConnectionResetError:
-            data = b""
+        except ConnectionResetError:  # Linux reports it once, before what is still to be read
+            data = self.socket.recv(65536)
         if not data:
             self.is_over = True
             return False

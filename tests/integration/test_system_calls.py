@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,8 +111,13 @@ def test_fewer_clients_than_servers_need_the_broker_once_in_a_thousand_transacti
     def messages() -> int:
         return gpooler.process_count(ProcessWord.BROKER_SENT, ProcessWord.BROKER_RECEIVED)
 
+    def is_quiet() -> bool:
+        before = messages()
+        time.sleep(0.5)
+        return messages() == before
+
     with Pgbench(program("pgbench"), gpooler, "SELECT 1;", clients=16):
-        eventually(lambda: transactions() > 4000, within=20)  # every worker has found what it needs
+        eventually(lambda: transactions() > 4000 and is_quiet(), within=20)  # each has found what it needs
         first, said = transactions(), messages()
         eventually(lambda: transactions() > first + 20_000, within=30)
         said, first = messages() - said, transactions() - first
