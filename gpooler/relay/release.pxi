@@ -189,7 +189,7 @@ cdef void want_cancel(Engine* e, Server* s) noexcept nogil:
 
 
 cdef void cancel_again(Engine* e, Server* s) noexcept nogil:
-    """PostgreSQL forgets a cancel that comes before it has begun with the query: once more, a second later."""
+    """PostgreSQL forgets a cancel that comes before it has begun: once more, a second later."""
     if s.cancel_us and not s.cancelling and e.now_us - s.cancel_us >= SWEEP_US:
         want_cancel(e, s)
         s.cancel_us = 0
