@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Iterator
 
 import gevent
-from gevent import monkey
 
 from gpooler import faults
 from gpooler.broker.acts import Entrust
@@ -27,6 +26,7 @@ from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_BOOT, EXIT_OK, BrokerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
+from gpooler.process.patch import patch
 from gpooler.server.cancel import send_cancel
 from gpooler.stats.registry import MAX_ROUTES, ProcessWord
 from gpooler.stats.reporter import Reporter
@@ -39,7 +39,7 @@ _FIRST_INCARNATION = 1  # the broker is the first child that a master forks
 
 def run_broker(context: BrokerContext) -> int:
     """Body of the broker process; returns its exit status (``process/context.py``)."""
-    monkey.patch_all()
+    patch()
     if context.is_debug:
         faults.connect("broker")
     try:

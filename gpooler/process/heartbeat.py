@@ -14,7 +14,7 @@ from gpooler import faults
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 
-BEAT_INTERVAL_S: Final = 2.0  # what a child promises
+BEAT_INTERVAL_S: Final = 10.0  # what a child promises
 TICK_S: Final = 10.0  # how often the master looks
 STALL_S: Final = 30.0  # of chances to run without a beat
 _CREDIT_MOST_S: Final = 2 * TICK_S  # a longer gap between two looks: the master itself did not run

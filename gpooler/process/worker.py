@@ -5,8 +5,9 @@ import socket
 from typing import Final, NoReturn
 
 import gevent
-from gevent import get_hub, monkey
+from gevent import get_hub
 from gevent.event import AsyncResult, Event
+from gevent.monkey import get_original
 
 from gpooler import faults
 from gpooler.broker import messages as broker_messages
@@ -27,6 +28,7 @@ from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
+from gpooler.process.patch import patch
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
@@ -39,7 +41,7 @@ DRAIN_TICK_S: Final = 0.1
 
 def run_worker(context: WorkerContext) -> int:
     """Body of a worker process; returns its exit status (``process/context.py``)."""
-    monkey.patch_all()
+    patch()
     if context.is_debug:
         faults.connect(f"worker {context.worker}")
     return Worker(context).run()
@@ -110,7 +112,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to stop."""
         # A bare native thread: the hub's pool is for work that ends.
-        monkey.get_original("_thread", "start_new_thread")(self._relay.run, ())
+        get_original("_thread", "start_new_thread")(self._relay.run, ())
         watcher = get_hub().loop.io(self._relay.event_fd, 1)
         watcher.start(self._on_relay)
         gevent.spawn(beat, self._counters)

@@ -175,6 +175,8 @@ def unharmed(gpooler: Gpooler, postgres: Postgres) -> Iterator[None]:
             other.read_to_end()
     every_slot_serves(gpooler, postgres)
     assert_nobody_left(gpooler)
+    # none is on its way from one worker to the other
+    eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == len(postgres.activity()))
     processes = [gpooler.broker_pid(), *gpooler.worker_pids()]
     descriptors = gpooler.descriptors()
     servers = len(postgres.activity())
