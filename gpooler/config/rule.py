@@ -233,11 +233,10 @@ class RuleBody(Section):
     pool_reset_timeout_ms: Ms = option(
         1000, "Limit of the whole reset of a server, then it is closed.", reload=Reload.RULE
     )
-    pool_reserve_prepared_statement: Bool = not_built(
-        False,
-        "Named prepared statements that outlive a transaction on any server.",
-        "a named prepared statement keeps its server until the client leaves",
-        odyssey=True,
+    pool_reserve_prepared_statement: Bool = option(
+        True,
+        "Named prepared statements of the protocol go with their client from server to server.",
+        reload=Reload.RULE,
     )
     pool_pin_on_listen: Bool = option(
         False,

@@ -1,5 +1,6 @@
 """A worker process: puts its parts together and obeys the master."""
 
+import hashlib
 import os
 import socket
 from typing import Final, NoReturn
@@ -61,7 +62,9 @@ class Worker:
         self._logger = self._log.logger
         # where the number of clients is limited somebody may wait for a place
         has_client_max = config.limits.client_max or any(rule.client_max for rule in config.rules)
-        self._relay = Relay(counters.address, context.worker, not has_client_max)
+        # the same in every worker: they call the same statements by the same names
+        statement_key = hashlib.sha256(b"prepared statements" + context.mock_key).digest()[:16]
+        self._relay = Relay(counters.address, context.worker, not has_client_max, statement_key)
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         self._servers = Servers(
@@ -229,6 +232,7 @@ class Worker:
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
             maintain_params=rule.maintain_params,
+            has_prepared=rule.pool_reserve_prepared_statement,
             log_query=rule.log_query or self._config.logging.log_query,
             pool_timeout_ms=rule.pool_timeout,
             pool_ttl_s=rule.pool_ttl,

@@ -179,6 +179,8 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.query_us = e.now_us
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
     c.flags &= ~<uint16_t> (HAS_SPOKEN | HAS_UNBOUND)
+    if r.mode != MODE_SESSION:
+        c.flags |= MAY_MEET_UNNAMED
     e.deploy_size = 0
     if not r.maintain_params:
         replace_params(e, &c.params, params_hold(s.params))
@@ -197,6 +199,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
             e.deploy_size = <uint32_t> size + HEADER
             e.deploy_waits = has_unreported(s.params) or has_unreported(c.params)
             session_frontend(&s.session, c'Q', OWNER_DEPLOY)
+            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
             r.words[counters.ROUTE_DEPLOYS] += 1
 
 

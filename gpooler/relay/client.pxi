@@ -14,7 +14,7 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_PROTOCOL, REASON_CLIENT_TERMINATED, REASON_NONE,
     REASON_STATEMENT_POOL,
 )
-from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_SESSION, scan_begin, scan_feed
+from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_FORGET, EFFECT_SESSION, scan_begin, scan_feed
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
 )
@@ -146,11 +146,12 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Server* s = c.server
     cdef Route* r = c.conn.route
     cdef bint ended = False
+    cdef int handling
+    out_begin(e)
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
     if s != NULL and r.mode != MODE_SESSION and not c.flags & HAS_SPOKEN:
         fresh = data                    # attached for just these bytes
-        forget_unnamed(e, s, data, end)
         if e.deploy_size and e.deploy_waits:
             deploy_first(e, c, s, data, end)
             return
@@ -162,6 +163,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
                 pin(e, c, c.scan.effects & EFFECT_SESSION)
+                if c.scan.effects & EFFECT_FORGET and s != NULL and r.has_prepared:
+                    lose_copies(e, c, s)
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
@@ -249,12 +252,36 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             attach(e, c, s)
             run = p
             fresh = p
-            forget_unnamed(e, s, p, end)
             if e.deploy_size and e.deploy_waits:
                 deploy_first(e, c, s, p, end)
                 return
         if s.session.length == 0:
             s.query_us = e.now_us
+        if r.mode != MODE_SESSION and (kind == c'P' or kind == c'B' or kind == c'D' or kind == c'C'):
+            if out_is_full(e):
+                if not send_run(e, c, s, run, p, end, fresh):
+                    return
+                run = p
+                fresh = NULL
+            handling = prepared_message(e, c, s, &run, p, end, length)
+            if handling == INCOMPLETE:
+                break
+            if handling == REPLACED:
+                if kind == c'P' and r.log_query:
+                    put_text(e, &c.conn, p + HEADER, length - 4)
+                c.conn.rx.kind = kind
+                p += length + 1
+                run = p
+                continue
+            if handling == HEADED:
+                session_frontend(&s.session, kind, OWNER_CLIENT)
+                if kind == c'B':
+                    c.flags &= ~<uint16_t> HAS_UNBOUND
+                c.conn.rx.kind = kind
+                p += e.taken
+                c.conn.rx.left = length + 1 - e.taken
+                run = p
+                continue
         session_frontend(&s.session, kind, OWNER_CLIENT)
         if kind == c'Q' or kind == c'E' or kind == c'F':
             r.words[counters.ROUTE_QUERIES] += 1
@@ -264,7 +291,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
             c.flags |= IS_SCANNING
             if kind == c'Q':
-                c.flags &= ~<uint16_t> HAS_UNBOUND
+                c.flags &= ~<uint16_t> (HAS_UNBOUND | MAY_MEET_UNNAMED)
             elif not s.session.is_skipping:
                 c.flags |= HAS_UNBOUND
             if r.log_query:
@@ -285,24 +312,6 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         client_leave(e, c, REASON_CLIENT_GONE)
 
 
-cdef void forget_unnamed(Engine* e, Server* s, unsigned char* p, unsigned char* end) noexcept nogil:
-    """What a client means by the unnamed statement is not what the client before it left on this server.
-
-    A Query makes PostgreSQL forget it: an empty one goes first, unless the request begins with a Query, an
-    unnamed Parse or our own deploy.
-    """
-    if e.deploy_size or end - p < HEADER or p[0] == c'Q':
-        return
-    if p[0] == c'P' and end - p > HEADER and p[HEADER] == 0:
-        return
-    e.deploy[0] = c'Q'
-    put_u32(e.deploy + 1, 5)
-    e.deploy[HEADER] = 0
-    e.deploy_size = HEADER + 1
-    e.deploy_waits = False
-    session_frontend(&s.session, c'Q', OWNER_DEPLOY)
-
-
 cdef void deploy_first(Engine* e, Client* c, Server* s, unsigned char* p, unsigned char* end) noexcept nogil:
     """Parameters that might be refused: the request is held until PostgreSQL has taken them."""
     c.flags |= AWAITS_DEPLOY | IS_BLOCKED
@@ -317,29 +326,29 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     `fresh` is where the bytes for a server attached in this very call begin: if that server turns out
     to be dead before it took a byte, the client gets another one and never knows.
     """
-    cdef iovec pieces[2]
-    cdef int count = 0
+    cdef int first = 1, i
     cdef size_t accepted
     if e.deploy_size:
-        pieces[0].iov_base = e.deploy
-        pieces[0].iov_len = e.deploy_size
-        count = 1
-    if p > run:
-        pieces[count].iov_base = run
-        pieces[count].iov_len = p - run
-        count += 1
-        c.conn.route.words[counters.ROUTE_BYTES_IN] += p - run
+        e.out[0].iov_base = e.deploy
+        e.out[0].iov_len = e.deploy_size
+        first = 0
+    out_run(e, run, p)
+    for i in range(1, e.out_count):
+        c.conn.route.words[counters.ROUTE_BYTES_IN] += e.out[i].iov_len
+    i = e.out_count - first
     e.deploy_size = 0
-    if count == 0:
+    out_begin(e)
+    if i == 0:
         return True
     c.flags |= HAS_SPOKEN
-    if conn_write(e, &s.conn, pieces, count, &accepted):
+    if conn_write(e, &s.conn, &e.out[first], i, &accepted):
         return True
     if fresh == NULL:
         # read first what PostgreSQL may have said at the end
         s.conn.flags |= IS_READABLE | IS_HUNG_UP
         make_ready(e, &s.conn)
         return False
+    forget_copies(e, s)
     s.client = NULL
     c.server = NULL
     move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)
@@ -511,6 +520,7 @@ cdef void client_leave(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     if c.conn.reason == REASON_NONE or c.conn.state != CLIENT_LEAVING:
         c.conn.reason = reason
     client_unbind(e, c)
+    forget_names(e, c)
     c.conn.flags &= ~<uint16_t> IS_REGISTERED
     conn_forget(e, &c.conn)
     close(c.conn.fd)                    # nobody else has it: this ends its registration as well

@@ -26,6 +26,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from gpooler.relay.io cimport Chunk, ChunkPool, Queue, iovec
 from gpooler.relay.params cimport ParamSet
+from gpooler.relay.prepared cimport Changes, Copies, Names, Statements
 from gpooler.relay.scanner cimport Scan
 from gpooler.relay.frame cimport Frame
 from gpooler.relay.session cimport Session
@@ -47,6 +48,9 @@ cdef enum:
     GATHER_US = 500                 # … or so much time since the last read
     GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
     MAX_GATHERING = 64
+    MAX_COPIES = 500                # prepared statements on a server
+    MAX_NAMES_BYTES = 16777216      # of a client's; what it prepares beyond that keeps its server
+    SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
     WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index
@@ -110,6 +114,7 @@ cdef enum ClientFlag:
     AWAITS_DEPLOY = 2048        # … for the answer to its parameters
     SKIPS_TO_SYNC = 4096        # IS_SKIPPING, and a Query does not end it
     HAS_UNBOUND = 8192          # sent a Parse, and no Bind since: it may come in a later group
+    MAY_MEET_UNNAMED = 16384    # its server may have a stranger's unnamed statement
 
 
 cdef enum ServerFlag:
@@ -127,6 +132,7 @@ cdef enum ServerFlag:
     FATAL_SEEN = 2048           # an ErrorResponse out of place reached the client
     HAS_CUT_MESSAGE = 4096      # stands inside a message of a client that is gone: nothing may be appended
     CANCEL_AFTER_DEPLOY = 8192  # its client's query is to be cancelled as soon as it runs
+    HAS_STRAY_COPIES = 16384    # it may have prepared statements that `copies` does not know
 
 
 cdef enum PoolMode:
@@ -210,6 +216,7 @@ cdef struct Client:
     uint32_t names              # Python's index of (database, user) as the client named them
     uint64_t request_us         # last read from
     uint64_t wait_us            # began to wait for a server; 0 not since the last request
+    Names* prepared             # NULL before the first
 
 
 cdef struct Server:
@@ -232,6 +239,8 @@ cdef struct Server:
     uint64_t begin_us           # attached, or the transaction began
     uint64_t query_us           # the current request went out
     uint64_t uses
+    Copies copies
+    Changes changes
 
 
 cdef struct Route:
@@ -244,6 +253,7 @@ cdef struct Route:
     uint8_t attach_check
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
+    uint8_t has_prepared        # named prepared statements go with the client from server to server
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
     uint32_t recall_due         # servers to give up at their next release
     uint32_t evict_due          # servers to close then, for another route under the same cap
@@ -327,6 +337,15 @@ cdef struct Engine:
     unsigned char* deploy
     uint32_t deploy_size
     bint deploy_waits           # the request goes out only when the deploy was accepted
+    Statements statements
+    # what a client's bytes become, while they are worked on: pieces for its server, the first one for a deploy
+    iovec out[64]
+    int out_count
+    unsigned char* scratch
+    uint32_t scratch_used
+    uint32_t taken              # bytes of the message that `out` stands for
+    unsigned char* settings     # CHUNK bytes
+    unsigned char refusals[512]
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock

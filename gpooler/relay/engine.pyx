@@ -25,6 +25,7 @@ from gpooler.relay.system cimport (
 
 include "connection.pxi"
 include "attach.pxi"
+include "prepared.pxi"
 include "client.pxi"
 include "server.pxi"
 include "release.pxi"
@@ -42,12 +43,15 @@ cdef Engine* engine_new(uint64_t* process_words) noexcept:
     e.parked_buffer = <unsigned char*> malloc(2 * CHUNK)
     e.deploy = <unsigned char*> malloc(MAX_DEPLOY)
     e.texts = <unsigned char*> malloc(TEXT_RING)
+    e.scratch = <unsigned char*> malloc(SCRATCH)
+    e.settings = <unsigned char*> malloc(CHUNK)
     e.process_words = process_words
     e.epoll = epoll_create1(EPOLL_CLOEXEC)
     e.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     if (e.buffer == NULL or e.parked_buffer == NULL or e.deploy == NULL or e.texts == NULL
+            or e.scratch == NULL or e.settings == NULL
             or e.epoll < 0 or e.wake < 0 or e.event_fd < 0 or e.timer < 0):
         return NULL
     pthread_mutex_init(&e.lock, NULL)

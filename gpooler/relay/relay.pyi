@@ -3,7 +3,9 @@ from typing import Any
 from gpooler.relay.params import ParameterSet
 
 class Relay:
-    def __init__(self, counters_address: int, worker: int, has_quiet_ends: bool) -> None: ...
+    def __init__(
+        self, counters_address: int, worker: int, has_quiet_ends: bool, statement_key: bytes
+    ) -> None: ...
     @property
     def event_fd(self) -> int: ...
     def run(self) -> None: ...
@@ -19,6 +21,7 @@ class Relay:
         can_rollback: bool,
         attach_check: bool,
         maintain_params: bool,
+        has_prepared: bool,
         log_query: bool,
         pool_timeout_ms: int,
         pool_ttl_s: int,
@@ -59,6 +62,7 @@ class Relay:
         expires_us: int,
         uses: int,
         is_unix: bool,
+        is_new: bool,
     ) -> int: ...
     def start_client(self, handle: int, greeting: bytes, pid: int, secret: bytes) -> None: ...
     def inject(self, handle: int, data: bytes, close_after: bool, reason: int = 0) -> None: ...

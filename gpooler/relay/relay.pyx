@@ -11,7 +11,7 @@ from gpooler.relay.engine cimport (
     COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CONNECT_FAILED,
     COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
     COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
-    DISCARD_NEVER, INDEX_MASK,
+    DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION,
     IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, clock_us,
     conn_add, engine_new, engine_run,
@@ -51,12 +51,16 @@ cdef class Relay:
     cdef dict routes                # id → address
     cdef uint64_t next_token
 
-    def __cinit__(self, uintptr_t counters_address, uint32_t worker, bint has_quiet_ends):
+    def __cinit__(self, uintptr_t counters_address, uint32_t worker, bint has_quiet_ends,
+                  bytes statement_key not None):
         params_global_init()
         self.e = engine_new(<uint64_t*> counters_address)
         if self.e == NULL:
             raise OSError(errno, "the relay cannot start")
         self.e.has_quiet_ends = has_quiet_ends
+        if len(statement_key) != sizeof(self.e.statements.key):
+            raise ValueError("a key of 16 bytes is needed")
+        memcpy(self.e.statements.key, PyBytes_AS_STRING(statement_key), sizeof(self.e.statements.key))
         self.worker = worker & WORKER_MASK
         self.clients = []
         self.servers = []
@@ -192,7 +196,7 @@ cdef class Relay:
         self.post(self.command(COMMAND_STOP))
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, discard, bint can_cancel, bint can_rollback,
-                   bint attach_check, bint maintain_params, bint log_query, uint64_t pool_timeout_ms,
+                   bint attach_check, bint maintain_params, bint has_prepared, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never."""
         cdef Route* r
@@ -212,6 +216,7 @@ cdef class Relay:
         r.can_rollback = can_rollback
         r.attach_check = attach_check
         r.maintain_params = maintain_params
+        r.has_prepared = has_prepared and mode != MODE_SESSION
         r.log_query = log_query
         r.pool_timeout_us = pool_timeout_ms * 1000
         r.pool_ttl_us = pool_ttl_s * 1000000
@@ -296,8 +301,10 @@ cdef class Relay:
     def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
-                     bint is_unix):
+                     bint is_unix, bint is_new):
         """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
+
+        One that is not new may have prepared statements.
 
         The caller keeps ``fd`` and closes it after EVENT_CLOSED or EVENT_RELEASED.
         """
@@ -322,6 +329,7 @@ cdef class Relay:
         s.slot_generation = generation
         s.expires_us = expires_us
         s.uses = uses
+        s.flags = 0 if is_new else HAS_STRAY_COPIES
         command = self.command(COMMAND_ADOPT_SERVER)
         command.conn = &s.conn
         command.generation = s.conn.generation

@@ -116,7 +116,8 @@ cdef void reset_answered(Engine* e, Server* s) noexcept nogil:
     cdef ParamSet* nothing
     cdef ParamSet* same
     if s.flags & HAS_DISCARDED and not s.flags & RESET_FAILED:
-        s.flags &= ~<uint32_t> IS_DIRTY
+        s.flags &= ~<uint32_t> (IS_DIRTY | HAS_STRAY_COPIES)
+        copies_clear(&s.copies, &e.statements)
         nothing = params_empty()
         if nothing != NULL:
             same = params_settle(s.params, nothing)
@@ -205,6 +206,9 @@ cdef inline void count_for_recall(Route* r) noexcept nogil:
 
 cdef void server_release(Engine* e, Server* s) noexcept nogil:
     """Give a clean server up for another worker."""
+    if s.copies.count:
+        s.flags |= HAS_STRAY_COPIES     # the other one does not know them
+    forget_copies(e, s)
     conn_unregister(e, &s.conn)
     conn_forget(e, &s.conn)
     s.conn.state = SERVER_RELEASED
@@ -251,6 +255,7 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     if not was_planned:
         s.conn.reason = REASON_SERVER_LOST
         s.flags |= IS_LOST
+    forget_copies(e, s)
     conn_unregister(e, &s.conn)
     conn_forget(e, &s.conn)
     shutdown(s.conn.fd, SHUT_RDWR)      # Python closes it: it may be sending it to a broker just now

@@ -24,6 +24,7 @@ cdef:
     uint32_t W_SET = _hash("set")
     uint32_t W_RESET = _hash("reset")
     uint32_t W_DISCARD = _hash("discard")
+    uint32_t W_DEALLOCATE = _hash("deallocate")
     uint32_t W_LOCAL = _hash("local")
     uint32_t W_TRANSACTION = _hash("transaction")
     uint32_t W_CONSTRAINTS = _hash("constraints")
@@ -72,8 +73,12 @@ cdef void _keyword(Scan* self, uint32_t word) noexcept nogil:
     """A word without quotes ended; it is counted already."""
     if self.words == 1:
         self.first = word
-        if word == W_RESET or word == W_DISCARD:
+        if word == W_RESET:
             self.effects |= EFFECT_SET
+        elif word == W_DISCARD:
+            self.effects |= EFFECT_SET | EFFECT_FORGET
+        elif word == W_DEALLOCATE:
+            self.effects |= EFFECT_FORGET
         elif word == W_LISTEN:
             self.effects |= EFFECT_LISTEN
         elif word == W_LOAD:

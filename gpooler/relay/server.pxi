@@ -12,7 +12,7 @@ from gpooler.relay.reason cimport (
     REASON_SERVER_LOST, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_backend, session_is_idle, session_owner,
+    OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_is_idle, session_owner,
     session_ready,
 )
 
@@ -86,6 +86,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef uint32_t length, whole
     cdef uint8_t kind, owner
     cdef int answered
+    cdef uint32_t refused
     cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
     while p < end:
         if s.conn.rx.left:
@@ -133,9 +134,21 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             else:
                 bad = True
                 break
-        is_ours = c == NULL or owner != OWNER_CLIENT or (s.flags & DEPLOY_FAILED) != 0
+        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET
+                   or (s.flags & DEPLOY_FAILED) != 0
+                   or (owner == OWNER_EXTRA and s.session.has_change and kind != c'E'))
+        refused = 0
+        if s.session.has_change and kind != c'E':
+            change_answered(e, s, p)
+        elif s.session.skipped:
+            if c != NULL:
+                refused = refusal(e, s, e.refusals, sizeof(e.refusals))
+            is_ours = is_ours or refused != 0
+            changes_skipped(e, s)
         if is_ours and c != NULL and not is_gone:
             is_gone = not to_client(e, c, pieces, &count, run, p)
+            if refused and not is_gone:
+                is_gone = not say_refusal(e, c, pieces, &count, refused)
         if kind == c'S':
             if whole <= CHUNK - 64:
                 note_parameter(e, s, p + HEADER, length - 4)
@@ -235,6 +248,17 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             settle(e, s)
     else:
         maybe_detach(e, s)
+
+
+cdef bint say_refusal(Engine* e, Client* c, iovec* pieces, int* count, uint32_t size) noexcept nogil:
+    """Send what was gathered and an error of ours behind it."""
+    cdef size_t accepted
+    pieces[count[0]].iov_base = e.refusals
+    pieces[count[0]].iov_len = size
+    count_out(c.conn.route, pieces, count[0] + 1)
+    size = count[0] + 1
+    count[0] = 0
+    return conn_write(e, &c.conn, pieces, size, &accepted)
 
 
 cdef inline bint is_last_group(Session* session) noexcept nogil:

@@ -31,12 +31,14 @@ cdef enum PointKind:
     POINT_SYNC = 2
     POINT_CALL = 3
     POINT_COPY_END = 4      # a CopyDone or CopyFail sent before we knew of a COPY; owes nothing
+    POINT_CHANGE = 5        # a Parse or Close whose answer is looked at (relay/prepared.pxd: Change)
 
 
 cdef enum PointOwner:
     OWNER_CLIENT = 0        # answers go to the client
     OWNER_DEPLOY = 1        # ours: session parameters before the client's request
     OWNER_RESET = 2         # ours: Sync, ROLLBACK, DISCARD after the client
+    OWNER_EXTRA = 3         # ours: a Parse or Close among the client's messages; an error there is the client's
 
 
 cdef enum:
@@ -67,6 +69,8 @@ cdef struct Session:
     uint8_t is_copy_out
     uint8_t is_uncertain
     uint8_t error_was_last  # the last complete message was an ErrorResponse
+    uint8_t has_change      # the last message answered a change point
+    uint32_t skipped        # change points whose messages the server skipped, since somebody set it to 0
     Point inline_points[INLINE_POINTS]
 
 
@@ -75,6 +79,8 @@ cdef void session_free(Session* self) noexcept nogil
 
 # A frontend message of this kind goes to the server.
 cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept nogil
+# A Parse or Close whose answer is looked at goes to the server, outside of any COPY IN.
+cdef void session_change(Session* self, uint8_t owner) noexcept nogil
 # The header of a backend message of this kind came from the server. False: it came out of place.
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil
 # A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due or the status

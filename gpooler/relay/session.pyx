@@ -125,12 +125,24 @@ cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept 
             _drop_copy_ends(self)
 
 
+cdef void session_change(Session* self, uint8_t owner) noexcept nogil:
+    self.is_open = 1
+    _push(self, POINT_CHANGE, owner)
+
+
+cdef inline bint _is_change_next(Session* self) noexcept nogil:
+    """Whether the next answer is that of a change point."""
+    return self.due == 0 and self.length != 0 and _at(self, 0).kind == POINT_CHANGE
+
+
 cdef void _skip_to_sync(Session* self) noexcept nogil:
     """An extended message failed: the server discards all, Query included, up to the next Sync."""
     while self.length:
         self.due = 0
         if _at(self, 0).kind == POINT_SYNC:
             return
+        if _at(self, 0).kind == POINT_CHANGE:
+            self.skipped += _at(self, 0).count
         _at(self, 0).count = 1
         _pop(self)
     self.due = 0
@@ -142,7 +154,7 @@ cdef void _skip_to_sync(Session* self) noexcept nogil:
 cdef bint _has_sync_point(Session* self) noexcept nogil:
     cdef uint32_t i
     for i in range(self.length):
-        if _at(self, i).kind != POINT_COPY_END:
+        if _at(self, i).kind != POINT_COPY_END and _at(self, i).kind != POINT_CHANGE:
             return True
     return False
 
@@ -202,6 +214,7 @@ cdef bint _enter_copy_in(Session* self) noexcept nogil:
 
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
     self.error_was_last = kind == c'E'
+    self.has_change = 0
     if kind == c'N' or kind == c'A' or kind == c'S' or kind == c'Z':
         return True
     if kind == c'E':
@@ -210,7 +223,8 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
         self.swallowed = 0
         self.is_copy_in = 0
         self.is_copy_out = 0
-        if self.due:
+        if self.due or _is_change_next(self):
+            self.has_change = _is_change_next(self)
             _skip_to_sync(self)
             return True
         return self.length != 0 or self.is_uncertain
@@ -228,6 +242,11 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
             _drop_copy_ends(self)
         return True
     if kind == c'1' or kind == c'2' or kind == c'3' or kind == c'n' or kind == c's':
+        if _is_change_next(self):
+            self.has_change = 1
+            _pop(self)
+            _drop_copy_ends(self)
+            return True
         if self.due == 0:
             return self.is_uncertain
         self.due -= 1
@@ -250,7 +269,7 @@ cdef int session_ready(Session* self, uint8_t status) noexcept nogil:
     _drop_copy_ends(self)
     if self.is_uncertain:
         self.due = 0
-    elif self.length == 0 or self.due:
+    elif self.length == 0 or self.due or _at(self, 0).kind == POINT_CHANGE:
         return -1
     self.status = status
     self.is_copy_in = 0
@@ -264,9 +283,11 @@ cdef int session_ready(Session* self, uint8_t status) noexcept nogil:
 
 
 cdef uint8_t session_owner(Session* self) noexcept nogil:
-    if self.length:
-        return _at(self, 0).owner
-    return OWNER_CLIENT
+    if self.length == 0:
+        return OWNER_CLIENT
+    if _at(self, 0).kind == POINT_CHANGE and self.due:
+        return OWNER_CLIENT
+    return _at(self, 0).owner
 
 
 cdef bint session_is_idle(Session* self) noexcept nogil:

@@ -138,7 +138,7 @@ class Servers:
         lease = Lease(route, slot, generation, number, fd, Address.parse(state.endpoint), state)
         self._debug(lease, f"comes from another worker: slot {slot}, generation {generation}")
         initial = _set_of(state.initial_parameters)
-        self._adopt(lease, _set_of(state.parameters, state.initial_parameters), initial)
+        self._adopt(lease, _set_of(state.parameters, state.initial_parameters), initial, is_new=False)
 
     def on_recall(self, route_id: int, recall_id: int, count: int, is_eviction: bool) -> int:
         """Give up servers; returns the relay's token of the answer."""
@@ -256,13 +256,15 @@ class Servers:
             )
         # The relay first: until it has the server its client counts as waiting, and might be given another.
         initial = _set_of(result.parameters)
-        self._adopt(lease, initial, initial)
+        self._adopt(lease, initial, initial, is_new=True)
         self._send(
             messages.Opened(route.route_id, lease.slot, lease.generation, lease.state),
         )
         self.learn(route, result.parameters, is_news=True)
 
-    def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet) -> None:
+    def _adopt(
+        self, lease: Lease, parameters: ParameterSet, initial: ParameterSet, *, is_new: bool
+    ) -> None:
         state, address = lease.state, lease.address
         assert state is not None
         assert address is not None
@@ -280,6 +282,7 @@ class Servers:
             expires_us=state.expires_at_us,
             uses=state.uses,
             is_unix=isinstance(address.sockaddr, str),
+            is_new=is_new,
         )
         self.leases[handle] = lease
         if self._is_ending:
@@ -352,7 +355,7 @@ class Servers:
         self._send(messages.Returned(lease.route.route_id, lease.slot, lease.generation, state))
         if self.broker is not None and not self.broker.is_attached:
             lease.state = state  # nobody is there to take it, and a successor will want to hear of it
-            self._adopt(lease, parameters, initial)
+            self._adopt(lease, parameters, initial, is_new=False)
             return
         os.close(lease.fd)
 

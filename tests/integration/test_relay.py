@@ -24,12 +24,12 @@ class House:
 
     def __init__(self):
         self.counters = SharedCounters.create()
-        self.relay = Relay(self.counters.address, 1, True)
+        self.relay = Relay(self.counters.address, 1, True, bytes(16))
         self.thread = threading.Thread(target=self.relay.run)
         self.thread.start()
         self.relay.open_route(
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
-            maintain_params=True, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
+            maintain_params=True, has_prepared=True, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
             login_timeout_ms=1000, keep=0,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)
@@ -67,7 +67,7 @@ class House:
             ours.close()
         handle = self.relay.adopt_server(
             theirs.fileno(), ROUTE, 1, self.nothing, self.nothing, pid=1, secret=b"0123", slot=1,
-            generation=1, opened_us=1, expires_us=0, uses=0, is_unix=True,
+            generation=1, opened_us=1, expires_us=0, uses=0, is_unix=True, is_new=True,
         )  # fmt: skip
         return ours, handle
 

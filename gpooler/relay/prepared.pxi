@@ -1,0 +1,346 @@
+"""Prepared statements in passing: Parse, Bind, Describe and Close with a name."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr, memcpy
+
+from gpooler.relay.frame cimport HEADER
+from gpooler.relay.io cimport CHUNK, MAX_PIECES, iovec
+from gpooler.relay.params cimport PARAM_READ_ONLY
+from gpooler.relay.prepared cimport (
+    CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, CHANGE_REFUSE, Change, Name, Names,
+    STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
+    copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
+    statement_of, statement_release,
+)
+from gpooler.relay.scanner cimport EFFECT_FORGET, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SESSION, Scan, scan_begin, scan_feed
+from gpooler.relay.session cimport OWNER_CLIENT, OWNER_EXTRA, session_change, session_frontend
+
+
+cdef enum Handling:
+    AS_IT_IS = 0
+    INCOMPLETE = 1              # more of the message must come first
+    REPLACED = 2                # the whole message is dealt with
+    HEADED = 3                  # e.taken bytes of it are dealt with; the rest goes out behind e.out
+
+
+# -- pieces for the server -----------------------------------------------------------------------------
+
+
+cdef inline void out_begin(Engine* e) noexcept nogil:
+    e.out_count = 1                     # the first is kept for a deploy
+    e.scratch_used = 0
+
+
+cdef inline bint out_is_full(Engine* e) noexcept nogil:
+    return e.out_count > MAX_PIECES - 8 or e.scratch_used > SCRATCH - 2 * CHUNK
+
+
+cdef inline void out_run(Engine* e, unsigned char* run, unsigned char* p) noexcept nogil:
+    """Bytes of the client's that stay where they are."""
+    if p > run:
+        e.out[e.out_count].iov_base = run
+        e.out[e.out_count].iov_len = p - run
+        e.out_count += 1
+
+
+cdef inline void begin_here(Engine* e, unsigned char** run, unsigned char* p) noexcept nogil:
+    """Other pieces follow what stands before `p`."""
+    out_run(e, run[0], p)
+    run[0] = p
+
+
+cdef inline void out_copy(Engine* e, const unsigned char* data, uint32_t size) noexcept nogil:
+    """Bytes in a message of ours, which `out_message` began."""
+    memcpy(e.scratch + e.scratch_used, data, size)
+    e.scratch_used += size
+
+
+cdef void out_message(Engine* e, uint8_t kind, uint32_t size) noexcept nogil:
+    """The header of a message whose body has so many bytes."""
+    cdef unsigned char* at = e.scratch + e.scratch_used
+    at[0] = kind
+    put_u32(at + 1, size + 4)
+    e.scratch_used += HEADER
+
+
+cdef inline void out_add(Engine* e, uint32_t began) noexcept nogil:
+    """What was put into the scratch since then is the next piece."""
+    e.out[e.out_count].iov_base = e.scratch + began
+    e.out[e.out_count].iov_len = e.scratch_used - began
+    e.out_count += 1
+
+
+cdef void out_parse(Engine* e, Statement* statement) noexcept nogil:
+    cdef uint32_t began = e.scratch_used
+    out_message(e, c'P', STATEMENT_NAME + statement.size)
+    out_copy(e, statement.name, STATEMENT_NAME)
+    out_copy(e, statement.body, statement.size)
+    out_add(e, began)
+
+
+cdef void out_close(Engine* e, const unsigned char* name, uint32_t size) noexcept nogil:
+    """A Close of a statement; `size` with its NUL."""
+    cdef uint32_t began = e.scratch_used
+    cdef unsigned char kind = c'S'
+    out_message(e, c'C', 1 + size)
+    out_copy(e, &kind, 1)
+    out_copy(e, name, size)
+    out_add(e, began)
+
+
+# -- what the tables and the server have ---------------------------------------------------------------
+
+
+cdef void note_change(Engine* e, Server* s, uint8_t kind, uint8_t owner, Statement* statement,
+                      Name* name) noexcept nogil:
+    """Takes over both references. Without memory the server is not used again."""
+    session_change(&s.session, owner)
+    if changes_add(&s.changes, kind, statement, name) == NULL:
+        s.session.is_uncertain = 1
+        if name != NULL:
+            name_free(&e.statements, name)
+        statement_release(&e.statements, statement)
+
+
+cdef void make_room(Engine* e, Server* s) noexcept nogil:
+    cdef Statement* oldest
+    if s.copies.count < MAX_COPIES:
+        return
+    oldest = s.copies.oldest.statement
+    oldest.references += 1
+    out_close(e, oldest.name, STATEMENT_NAME)
+    copies_remove(&s.copies, &e.statements, oldest)
+    note_change(e, s, CHANGE_EVICT, OWNER_EXTRA, oldest, NULL)
+
+
+cdef void need_copy(Engine* e, Server* s, Statement* statement) noexcept nogil:
+    """Have the server know the statement before the client's next message."""
+    if copies_use(&s.copies, statement):
+        return
+    make_room(e, s)
+    if s.flags & HAS_STRAY_COPIES:
+        # it may be there although nothing is known of it
+        out_close(e, statement.name, STATEMENT_NAME)
+        note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
+    out_parse(e, statement)
+    copies_add(&s.copies, statement)
+    statement.references += 1
+    note_change(e, s, CHANGE_COPY, OWNER_EXTRA, statement, NULL)
+
+
+cdef uint32_t settings_of(Engine* e, Client* c) noexcept nogil:
+    """What decides the meaning of a text besides itself, into the end of the scratch: its size.
+
+    A literal of a date is read when its statement is parsed, under the DateStyle of that moment.
+    """
+    cdef uint32_t size = 0, part, i
+    cdef unsigned char* at = e.settings
+    for i in range(c.params.count):
+        if c.params.items[i].flags & PARAM_READ_ONLY:
+            continue
+        if c.params.items[i].name_size == 16 and same_bytes(c.params.items[i].text, b"application_name", 16):
+            continue
+        part = c.params.items[i].name_size + c.params.items[i].value_size + 2
+        if size + part > CHUNK:
+            break
+        memcpy(at + size, c.params.items[i].text, part)
+        size += part
+    return size
+
+
+# -- messages ------------------------------------------------------------------------------------------
+
+
+cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, unsigned char* p,
+                          unsigned char* end, uint32_t length) noexcept nogil:
+    """A Parse, Bind, Describe or Close, header first: a Handling.
+
+    What goes out before or instead of it is in e.out, and so are the bytes from `run` up to it.
+    """
+    cdef uint8_t kind = p[0]
+    cdef unsigned char* last = end if <size_t> (end - p) <= length else p + length + 1
+    cdef bint is_whole = <size_t> (end - p) > length
+    cdef int missing = INCOMPLETE if not is_whole and length < CHUNK - 64 else AS_IT_IS
+    cdef unsigned char* name = p + HEADER
+    cdef unsigned char* stop
+    cdef uint32_t began, portal = 0
+    cdef Name* known
+    cdef Statement* statement
+    if s.session.is_copy_in or s.session.is_skipping:
+        return AS_IT_IS                 # PostgreSQL refuses it, or does not look at it
+    if kind == c'B':
+        stop = <unsigned char*> memchr(name, 0, last - name)
+        if stop == NULL:
+            return missing
+        portal = <uint32_t> (stop + 1 - name)
+        name = stop + 1
+    elif kind != c'P':
+        if name == last:
+            return missing
+        if name[0] != c'S':
+            return AS_IT_IS
+        name += 1
+    stop = <unsigned char*> memchr(name, 0, last - name)
+    if stop == NULL:
+        return missing
+    if stop == name:
+        if c.flags & MAY_MEET_UNNAMED and kind != c'P':
+            # what the client before it left behind must not be found
+            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
+            begin_here(e, run, p)
+            out_close(e, name, 1)
+            note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
+        elif kind == c'P':
+            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
+        return AS_IT_IS
+    if not c.conn.route.has_prepared:
+        return AS_IT_IS
+    if kind == c'P':
+        if not is_whole:
+            return missing
+        begin_here(e, run, p)
+        return define(e, c, s, name, stop, last)
+    if c.prepared == NULL:
+        return AS_IT_IS
+    known = names_find(c.prepared, name, <uint32_t> (stop - name))
+    if known == NULL:
+        return AS_IT_IS                 # PostgreSQL says so itself
+    if kind == c'C':
+        if not is_whole:
+            return missing
+        begin_here(e, run, p)
+        names_take(c.prepared, known)
+        out_run(e, p, last)             # there is no such name: it answers all the same
+        note_change(e, s, CHANGE_FORGET, OWNER_CLIENT, NULL, known)
+        return REPLACED
+    if portal > CHUNK // 2:
+        return AS_IT_IS
+    begin_here(e, run, p)
+    statement = known.statement
+    pin(e, c, statement.effects)
+    need_copy(e, s, statement)
+    began = e.scratch_used
+    out_message(e, kind, length - 4 - <uint32_t> (stop + 1 - name) + STATEMENT_NAME)
+    if kind == c'B':
+        out_copy(e, p + HEADER, portal)
+    else:
+        out_copy(e, p + HEADER, 1)
+    out_copy(e, statement.name, STATEMENT_NAME)
+    out_add(e, began)
+    e.taken = <uint32_t> (stop + 1 - p)
+    return HEADED
+
+
+cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned char* stop,
+                unsigned char* last) noexcept nogil:
+    """A whole Parse with a name."""
+    cdef uint32_t size = <uint32_t> (stop - name)
+    cdef uint32_t began
+    cdef Statement* statement
+    cdef Name* mine
+    cdef Scan scan
+    if c.prepared == NULL:
+        c.prepared = <Names*> calloc(1, sizeof(Names))
+        if c.prepared == NULL:
+            return AS_IT_IS
+    mine = name_new(name, size, NULL)
+    if mine == NULL or c.prepared.bytes > MAX_NAMES_BYTES:
+        if mine != NULL:
+            name_free(&e.statements, mine)
+        return AS_IT_IS
+    if names_find(c.prepared, name, size) != NULL:
+        # Something that PostgreSQL refuses: it rolls back and skips as it would have done.
+        began = e.scratch_used
+        out_message(e, c'D', 6)
+        out_copy(e, b"Sgp_!", 6)
+        out_add(e, began)
+        note_change(e, s, CHANGE_REFUSE, OWNER_CLIENT, NULL, mine)
+        return REPLACED
+    statement = statement_of(&e.statements, stop + 1, <uint32_t> (last - stop - 1), e.settings,
+                             settings_of(e, c))
+    if statement == NULL or names_add(c.prepared, name, size, statement) == NULL:
+        statement_release(&e.statements, statement)
+        name_free(&e.statements, mine)
+        return AS_IT_IS
+    scan_begin(&scan, False, c.params.is_conforming, c.params.is_multibyte)
+    scan_feed(&scan, stop + 1, last - stop - 1)
+    statement.effects = scan.effects & EFFECT_SESSION
+    if scan.effects & EFFECT_FORGET:
+        statement.effects |= EFFECT_PARSE
+    statement.references += 1
+    if copies_use(&s.copies, statement):
+        out_close(e, b"gp_", 4)
+        note_change(e, s, CHANGE_ALIAS, OWNER_CLIENT, statement, mine)
+        return REPLACED
+    make_room(e, s)
+    if s.flags & HAS_STRAY_COPIES:
+        out_close(e, statement.name, STATEMENT_NAME)
+        note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
+    out_parse(e, statement)
+    copies_add(&s.copies, statement)
+    note_change(e, s, CHANGE_DEFINE, OWNER_CLIENT, statement, mine)
+    return REPLACED
+
+
+cdef void lose_copies(Engine* e, Client* c, Server* s) noexcept nogil:
+    """DEALLOCATE or DISCARD was seen: nothing is known of the server's statements until it is discarded."""
+    copies_clear(&s.copies, &e.statements)
+    s.flags |= HAS_STRAY_COPIES
+    pin(e, c, EFFECT_PREPARE)
+
+
+# -- answers -------------------------------------------------------------------------------------------
+
+
+cdef void change_answered(Engine* e, Server* s, unsigned char* p) noexcept nogil:
+    """The answer to the oldest change came, no error; it may become another for the client."""
+    cdef Change* change = s.changes.head
+    if change == NULL:
+        return
+    if change.kind == CHANGE_ALIAS and p[0] == c'3':
+        p[0] = c'1'
+    changes_commit(&s.changes, &e.statements)
+
+
+cdef uint32_t refusal(Engine* e, Server* s, unsigned char* at, uint32_t room) noexcept nogil:
+    """After an error: the one that the client gets instead, if it asked for a name that is taken; else 0."""
+    cdef const char* begin = b"SERROR\x00VERROR\x00C42P05\x00Mprepared statement \""
+    cdef const char* finish = b"\" already exists\x00\x00"
+    cdef uint32_t size
+    cdef Change* change = s.changes.head
+    if not s.session.has_change or change == NULL or change.kind != CHANGE_REFUSE:
+        return 0
+    size = change.name.size
+    if size > room - 128:
+        size = room - 128
+    at[0] = c'E'
+    put_u32(at + 1, 4 + 42 + size + 18)
+    memcpy(at + 5, begin, 42)
+    memcpy(at + 47, change.name.text, size)
+    memcpy(at + 47 + size, finish, 18)
+    return 5 + 42 + size + 18
+
+
+cdef void changes_skipped(Engine* e, Server* s) noexcept nogil:
+    """PostgreSQL skips up to a Sync: what was to be done there is not done."""
+    cdef uint32_t count = s.session.skipped
+    s.session.skipped = 0
+    changes_undo(&s.changes, &e.statements, count, s.client.prepared if s.client != NULL else NULL, &s.copies)
+
+
+# -- ends ----------------------------------------------------------------------------------------------
+
+
+cdef void forget_names(Engine* e, Client* c) noexcept nogil:
+    if c.prepared != NULL:
+        names_clear(c.prepared, &e.statements)
+        free(c.prepared)
+        c.prepared = NULL
+
+
+cdef void forget_copies(Engine* e, Server* s) noexcept nogil:
+    """The server is gone, or has none any more."""
+    changes_undo(&s.changes, &e.statements, 0xffffffff,
+                 s.client.prepared if s.client != NULL else NULL, &s.copies)
+    copies_clear(&s.copies, &e.statements)
