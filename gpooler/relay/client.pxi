@@ -14,7 +14,7 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_PROTOCOL, REASON_CLIENT_TERMINATED, REASON_NONE,
     REASON_STATEMENT_POOL,
 )
-from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_SESSION, scan_begin, scan_feed
+from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_OPAQUE, EFFECT_SESSION, scan_begin, scan_feed
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
 )
@@ -162,6 +162,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
                 pin(e, c, c.scan.effects & EFFECT_SESSION)
+                if c.scan.effects & EFFECT_OPAQUE and s != NULL:
+                    s.flags |= IS_DIRTY
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
@@ -274,6 +276,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 put_text(e, &c.conn, p + HEADER, take)
         elif kind == c'B':
             c.flags &= ~<uint16_t> HAS_UNBOUND
+        elif kind == c'F':
+            s.flags |= IS_DIRTY             # a function of any kind, called by its number
         p += HEADER
     if s != NULL:
         if not send_run(e, c, s, run, p, end, fresh):

@@ -314,6 +314,7 @@ cdef struct Engine:
     uint64_t next_sweep_us
     uint64_t* process_words
     bint is_stopping
+    uint32_t drops_due          # so many clients more may be dropped, each at its next boundary
     bint has_quiet_ends         # the end of a client may wait QUIET_US
     ChunkPool pool
     Conn wake_conn

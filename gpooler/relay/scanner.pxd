@@ -32,6 +32,7 @@ cdef enum Effect:
     EFFECT_LOAD = 64
     EFFECT_PARSE = 128      # a named Parse message
     EFFECT_BEGIN = 256      # opens a transaction block; not session state
+    EFFECT_OPAQUE = 1024    # DO, CALL: whatever the code inside does to the session
     EFFECT_SESSION = 255    # all that outlives a transaction
 
 

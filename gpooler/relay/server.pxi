@@ -289,6 +289,10 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         resume_client(e, c)             # its end was seen before all that it sent was read
     if s.flags & FATAL_SEEN:
         return
+    if e.drops_due and is_between(c):
+        e.drops_due -= 1
+        drop(e, c)
+        return
     if r.mode == MODE_SESSION:
         return
     if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain or c.flags & HAS_UNBOUND
