@@ -1,6 +1,7 @@
 """The command line: ``gpooler run`` and ``gpooler check``."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config_path = Path(options.config)
     if options.command == "check":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `gpooler check | head` has seen enough
         return check(config_path, is_effective=options.effective)
     # The master and all below it are built for a run alone; a check needs no compiled module.
     from gpooler.process.master import run

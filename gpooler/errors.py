@@ -180,13 +180,19 @@ class RuleClientMaxReached(TooManyConnections):
 class PoolTimeout(TooManyConnections):
     """No server within ``pool_timeout``."""
 
-    def __init__(self, timeout_ms: int, pool_size: int, queue_length: int, *, cause: str = "") -> None:
-        """``queue_length`` counts the clients of the route that wait, this one included."""
+    def __init__(self, timeout_ms: int, pool_size: int, queue_length: int, *, failure: str = "") -> None:
+        """``queue_length`` counts the clients of the route that wait, this one included.
+
+        ``failure`` is why the last server could not be opened, for the log.
+        """
+        hint = 'The servers of this pool are busy; see "pool_size" and "pool_timeout".'
+        if failure:
+            hint = "A server could not be opened: PostgreSQL is away or refuses the login. The log says why."
         super().__init__(
             f"no server was free within {timeout_ms} ms: "
             f"pool size {pool_size or 'unlimited'}, queue length {queue_length}",
-            hint='The servers of this pool are busy; see "pool_size" and "pool_timeout".',
-            cause=cause,
+            hint=hint,
+            cause=f"last server login failed: {failure}" if failure else "",
         )
 
 

@@ -70,6 +70,7 @@ class Bury:
     pid: int  # 0: idle or in login, there is nothing to cancel
     secret_hex: str
     timeout_us: int  # after that it is worth a line in the log; the slot stays taken
+    server_id: str = ""  # as in the log; empty when nobody has told it
 
 
 @dataclass(frozen=True, slots=True)

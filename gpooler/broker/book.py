@@ -204,7 +204,10 @@ class Book:
 
     def _dig(self, slot: Slot, pid: int, secret_hex: str) -> None:
         timeout_us = slot.route.reset_timeout_us
-        self._acts.append(Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us))
+        server_id = "" if slot.server is None else slot.server.server_id
+        self._acts.append(
+            Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us, server_id)
+        )
 
     def take_acts(self) -> list[Act]:
         """What is to be done since the last call."""

@@ -21,7 +21,7 @@ from gpooler.broker.messages import CODEC, PROTOCOL_VERSION, Hello, Welcome, Wor
 from gpooler.broker.slots import SlotName
 from gpooler.clock import monotonic_us
 from gpooler.faults import fault_point
-from gpooler.log import Logger
+from gpooler.log import LogContext, Logger
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
@@ -55,10 +55,12 @@ class BrokerService:
         logger: Logger,
         *,
         is_checked: bool,
+        is_session_logged: bool,
     ) -> None:
         """``counters`` by worker number, kept by the caller.
 
-        ``is_checked``: check the ledger's invariant after every event.
+        ``is_checked``: check the ledger's invariant after every event; ``is_session_logged`` is
+        ``log_session``.
         """
         self.ledger = ledger
         self.failed: AsyncResult[None] = AsyncResult()
@@ -67,6 +69,7 @@ class BrokerService:
         self._master = master
         self._logger = logger
         self._is_checked = is_checked
+        self._is_session_logged = is_session_logged
         self._channels: dict[WorkerId, Channel] = {}
         self._greeted: set[WorkerId] = set()
         self._held: dict[SlotName, int] = {}
@@ -207,6 +210,9 @@ class BrokerService:
     def _bury(self, act: Bury) -> None:
         """Close a server that has no worker any more, then free its slot. Yields."""
         bury(act, self._held[act.slot], self._cancel, self._logger)
+        if self._is_session_logged and act.server_id:
+            who = LogContext(server=act.server_id, server_host=act.endpoint)
+            self._logger.info("server disconnected: closed by the broker", context="server", who=who)
         self._apply(self.ledger.gone(monotonic_us(), act.slot, act.generation), [])
 
     # --- ticks -----------------------------------------------------------------------------------------

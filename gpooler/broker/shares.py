@@ -191,6 +191,7 @@ def is_needed_elsewhere(slot: Slot, now_us: int) -> bool:
         for cap in slot.route.caps
         if not cap.has_room and not _evictions_on_the_way(cap, now_us)
         for other in cap.routes.values()
+        if other is not slot.route
     )
 
 

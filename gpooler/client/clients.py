@@ -267,10 +267,10 @@ class Clients:
         match reason:
             case Reason.CLIENT_POOL_TIMEOUT:
                 length = int.from_bytes(note, "little") + self._admission.waiting_elsewhere(route.route_id)
-                error = PoolTimeout(route.rule.pool_timeout, self._pool_size(route.rule), length)
-                if route.failure is not None:
-                    error.cause = f"last server login failed: {route.failure.log_text()}"
-                return error
+                failure = "" if route.failure is None else route.failure.log_text()
+                return PoolTimeout(
+                    route.rule.pool_timeout, self._pool_size(route.rule), length, failure=failure
+                )
             case Reason.CLIENT_PROTOCOL:
                 return ProtocolViolation("invalid frontend message")
             case Reason.CLIENT_CANCELLED:

@@ -105,6 +105,9 @@ def _listeners(document: Document) -> Iterator[Finding]:
     seen: dict[tuple[str | None, int], int] = {}
     for number, listen in enumerate(document.listen):
         path: KeyPath = ("listen", number)
+        if listen.host and listen.host[0] in "[/":
+            text = "an IPv6 address stands without brackets here, a Unix socket has no host (unix_socket_dir)"
+            yield Finding((*path, "host"), text)
         depends = ((*path, "host"), (*path, "port"))
         if text := _unix_listener(listen, document.service.unix_socket_dir):
             yield Finding(path, text, (*depends, SOCKET_DIR))

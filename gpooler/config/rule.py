@@ -212,7 +212,8 @@ class RuleBody(Section):
     )
     pool_discard: OptionalBool = option(
         None,
-        "DISCARD ALL before a server is parked: yes always, no never; unset: when a client left it dirty.",
+        "DISCARD ALL before a server is parked: yes always, no never; unset: when a client left it dirty, as"
+        " far as its SQL shows. What a function in a query does inside (set_config, a lock) only yes undoes.",
         reload=Reload.RULE,
         odyssey=True,
         departure="only what a client left dirty is discarded; yes discards always",

@@ -22,7 +22,7 @@ class Log(Protocol):
 
 
 class DirectLog:
-    """Writes each line at once; blocks as long as its sinks do."""
+    """Writes each line at once. What a pipe or terminal does not take is lost."""
 
     def __init__(
         self,
@@ -63,4 +63,4 @@ def make_logger(
 
 def open_direct(settings: LogSettings, on_lost: Callable[[int], None] = lambda total: None) -> DirectLog:
     """Open the sinks of ``settings`` for direct writes. Raises ValueError, KeyError."""
-    return DirectLog(settings, open_sinks(settings), on_lost)
+    return DirectLog(settings, open_sinks(settings, may_wait=False), on_lost)

@@ -132,5 +132,5 @@ class QueuedLog:
 
 def open_log(settings: LogSettings, on_lost: Callable[[int], None] = lambda total: None) -> Log:
     """The log of a worker or of the broker, as ``log_async`` says. Raises ValueError, KeyError."""
-    sinks = open_sinks(settings)
+    sinks = open_sinks(settings, may_wait=settings.is_async)
     return (QueuedLog if settings.is_async else DirectLog)(settings, sinks, on_lost)

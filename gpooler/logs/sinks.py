@@ -3,8 +3,10 @@
 A sink returns how many lines it could not write, so that losses can be counted.
 """
 
+import contextlib
 import errno
 import os
+import stat
 import syslog
 import time
 from collections.abc import Sequence
@@ -49,15 +51,31 @@ class Sink(Protocol):
 class StdoutSink:
     """Standard output, whatever it is: a file, a terminal, a pipe that may be non-blocking."""
 
+    def __init__(self, *, may_wait: bool = True) -> None:
+        """``may_wait``: for a reader that is slow; else what a pipe or terminal does not take is lost."""
+        self._fd = _STDOUT
+        if not may_wait:
+            kind = os.fstat(_STDOUT).st_mode
+            if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+                # Non-blocking for this process alone: the flag belongs to who opened it.
+                with contextlib.suppress(OSError):
+                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                    self._fd = os.open(f"/proc/self/fd/{_STDOUT}", flags)
+        self._may_wait = self._fd == _STDOUT
+
     def write(self, lines: Sequence[Line]) -> int:
         """Write the lines in one call; all count as lost when the reader is gone or the disk is full."""
-        return 0 if _write_all(_STDOUT, _joined(lines)) else len(lines)
+        return 0 if _write_all(self._fd, _joined(lines), self._may_wait) else len(lines)
 
     def reopen(self) -> None:
         """Nothing to do: standard output is its owner's."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Give back what was opened."""
+        if self._fd != _STDOUT:
+            os.close(self._fd)
+            self._fd = _STDOUT
+            self._may_wait = True
 
 
 class FileSink:
@@ -150,11 +168,14 @@ class SyslogSink:
             self._socket = None
 
 
-def open_sinks(settings: LogSettings) -> list[Sink]:
-    """The sinks that ``settings`` name. Raises KeyError for an unknown syslog facility."""
+def open_sinks(settings: LogSettings, *, may_wait: bool) -> list[Sink]:
+    """The sinks that ``settings`` name. Raises KeyError for an unknown syslog facility.
+
+    ``may_wait``: who writes has nothing else to do than to wait for a reader of standard output.
+    """
     sinks: list[Sink] = []
     if settings.is_stdout:
-        sinks.append(StdoutSink())
+        sinks.append(StdoutSink(may_wait=may_wait))
     if settings.file is not None:
         sinks.append(FileSink(settings.file))
     if settings.is_syslog:
@@ -167,14 +188,14 @@ def _joined(lines: Sequence[Line]) -> bytes:
     return f"{text}\n".encode(errors="backslashreplace")
 
 
-def _write_all(fd: int, data: bytes) -> bool:
-    """Write everything, also to a non-blocking descriptor; False when it cannot be written."""
+def _write_all(fd: int, data: bytes, may_wait: bool = True) -> bool:
+    """Write everything, also to a non-blocking descriptor; False when it cannot be written, or not now."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
         except OSError as error:
-            if error.errno != errno.EAGAIN:
+            if error.errno != errno.EAGAIN or not may_wait:
                 return False
             writable = poll()
             writable.register(fd, POLLOUT)

@@ -34,6 +34,7 @@ from gpooler.stats.shared import SharedCounters, Totals
 from gpooler.stats.snapshot import Snapshot, take
 from gpooler.stats.statsd import Statsd
 
+_READY_PAUSE_S = 0.05
 _FIRST_INCARNATION = 1  # the broker is the first child that a master forks
 
 
@@ -98,6 +99,7 @@ class Broker:
             self,
             self._logger,
             is_checked=context.is_debug,
+            is_session_logged=config.logging.log_session,
         )
 
     def run(self) -> int:
@@ -172,7 +174,13 @@ class Broker:
                 is_logged=logging.log_stats,
                 statsd=statsd,
             )
-            yield gevent.spawn(reporter.run)
+            yield gevent.spawn(self._report, reporter)
+
+    def _report(self, reporter: Reporter) -> None:
+        """Begin when the workers have said which routes there are: what those counted before is no news."""
+        while not self._service.ledger.is_ready:
+            gevent.sleep(_READY_PAUSE_S)
+        reporter.run()
 
     def _snapshot(self) -> Snapshot:
         routes = self._service.ledger.routes.values()

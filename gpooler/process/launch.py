@@ -89,6 +89,8 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
+        if not settings.is_stdout:
+            print(f"gpooler: {error.log_text()}", file=sys.stderr)  # whoever starts it looks here
         return EXIT_BOOT
     finally:
         for listener in listeners:

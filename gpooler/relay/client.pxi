@@ -14,7 +14,9 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_PROTOCOL, REASON_CLIENT_TERMINATED, REASON_NONE,
     REASON_STATEMENT_POOL,
 )
-from gpooler.relay.scanner cimport EFFECT_BEGIN, EFFECT_FORGET, EFFECT_SESSION, scan_begin, scan_feed
+from gpooler.relay.scanner cimport (
+    EFFECT_BEGIN, EFFECT_FORGET, EFFECT_OPAQUE, EFFECT_SESSION, scan_begin, scan_feed,
+)
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
 )
@@ -51,7 +53,8 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     # What cannot be sent on must fit a chunk, with what is held already.
     if c.conn.hold != NULL:
         held = c.conn.hold.end - c.conn.hold.start
-    if c.server != NULL and c.conn.route.mode != MODE_STATEMENT:
+    if (c.server != NULL and c.conn.route.mode != MODE_STATEMENT
+            and (c.prepared == NULL or c.conn.rx.left >= READ_SIZE)):
         room = READ_SIZE
     else:
         room = CHUNK - held
@@ -165,6 +168,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 pin(e, c, c.scan.effects & EFFECT_SESSION)
                 if c.scan.effects & EFFECT_FORGET and s != NULL and r.has_prepared:
                     lose_copies(e, c, s)
+                if c.scan.effects & EFFECT_OPAQUE and s != NULL:
+                    s.flags |= IS_DIRTY
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
@@ -266,6 +271,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             handling = prepared_message(e, c, s, &run, p, end, length)
             if handling == INCOMPLETE:
                 break
+            if handling == BLOCKED:
+                c.flags |= IS_BLOCKED
+                break
             if handling == REPLACED:
                 if kind == c'P' and r.log_query:
                     put_text(e, &c.conn, p + HEADER, length - 4)
@@ -301,6 +309,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 put_text(e, &c.conn, p + HEADER, take)
         elif kind == c'B':
             c.flags &= ~<uint16_t> HAS_UNBOUND
+        elif kind == c'F':
+            s.flags |= IS_DIRTY             # a function of any kind, called by its number
         p += HEADER
     if s != NULL:
         if not send_run(e, c, s, run, p, end, fresh):

@@ -198,8 +198,13 @@ cdef bint is_between(Client* c) noexcept nogil:
             and c.server.session.status == c'I')
 
 
+cdef void drop(Engine* e, Client* c) noexcept nogil:
+    client_unbind(e, c)
+    want_text(e, c, REASON_SHUTDOWN)
+
+
 cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
-    """Drop up to `count` clients that stand between transactions: Python says goodbye to each."""
+    """Drop up to `count` clients between transactions, now or soon: Python says goodbye to each."""
     cdef Route* r = e.routes
     cdef Conn* at
     cdef Conn* following
@@ -215,11 +220,12 @@ cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
                 c = <Client*> at
                 if is_between(c):
                     command.now += 1
-                    client_unbind(e, c)
-                    want_text(e, c, REASON_SHUTDOWN)
+                    drop(e, c)
                 at = following
         command.later += r.idle.count + r.active_clients.count + r.waiting.count + r.leaving.count
         r = r.next
+    if command.count:
+        e.drops_due = command.count - command.now
 
 
 cdef void do_connect_failed(Engine* e, Command* command) noexcept nogil:

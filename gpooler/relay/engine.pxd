@@ -324,6 +324,7 @@ cdef struct Engine:
     uint64_t next_sweep_us
     uint64_t* process_words
     bint is_stopping
+    uint32_t drops_due          # so many clients more may be dropped, each at its next boundary
     bint has_quiet_ends         # the end of a client may wait QUIET_US
     ChunkPool pool
     Conn wake_conn
@@ -345,7 +346,6 @@ cdef struct Engine:
     uint32_t scratch_used
     uint32_t taken              # bytes of the message that `out` stands for
     unsigned char* settings     # CHUNK bytes
-    unsigned char refusals[512]
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock

@@ -77,14 +77,13 @@ cdef enum ChangeKind:
     CHANGE_COPY = 3             # our own Parse went out: a copy; its answer is ours
     CHANGE_FORGET = 4           # the client's Close: no name any more
     CHANGE_EVICT = 5            # our own Close: no copy any more; its answer is ours
-    CHANGE_REFUSE = 6           # a name that is taken: the error to come becomes 42P05
 
 
 cdef struct Change:
     Change* next                # the one after it
     uint8_t kind
     Statement* statement
-    Name* name                  # FORGET: what was taken out; DEFINE, ALIAS, REFUSE: a copy of the name
+    Name* name                  # FORGET: what was taken out; DEFINE, ALIAS: a copy of the name
 
 
 cdef struct Changes:            # those that PostgreSQL has not answered yet

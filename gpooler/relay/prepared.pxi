@@ -8,19 +8,22 @@ from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK, MAX_PIECES, iovec
 from gpooler.relay.params cimport PARAM_READ_ONLY
 from gpooler.relay.prepared cimport (
-    CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, CHANGE_REFUSE, Change, Name, Names,
+    CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name, Names,
     STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
     copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
     statement_of, statement_release,
 )
-from gpooler.relay.scanner cimport EFFECT_FORGET, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SESSION, Scan, scan_begin, scan_feed
-from gpooler.relay.session cimport OWNER_CLIENT, OWNER_EXTRA, session_change, session_frontend
+from gpooler.relay.scanner cimport (
+    EFFECT_FORGET, EFFECT_OPAQUE, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SESSION, Scan, scan_begin, scan_feed,
+)
+from gpooler.relay.session cimport OWNER_CLIENT, OWNER_EXTRA, session_change, session_frontend, session_has_sync_point
 
 
 cdef enum Handling:
     AS_IT_IS = 0
     INCOMPLETE = 1              # more of the message must come first
     REPLACED = 2                # the whole message is dealt with
+    BLOCKED = 4                 # not before the answers to earlier groups
     HEADED = 3                  # e.taken bytes of it are dealt with; the rest goes out behind e.out
 
 
@@ -196,6 +199,9 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return AS_IT_IS
     if not c.conn.route.has_prepared:
         return AS_IT_IS
+    if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:
+        # Behind a Sync it matters whether what was prepared or closed before it came to pass.
+        return BLOCKED
     if kind == c'P':
         if not is_whole:
             return missing
@@ -218,7 +224,9 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return AS_IT_IS
     begin_here(e, run, p)
     statement = known.statement
-    pin(e, c, statement.effects)
+    pin(e, c, statement.effects & EFFECT_SESSION)
+    if statement.effects & EFFECT_OPAQUE:
+        s.flags |= IS_DIRTY
     need_copy(e, s, statement)
     began = e.scratch_used
     out_message(e, kind, length - 4 - <uint32_t> (stop + 1 - name) + STATEMENT_NAME)
@@ -250,12 +258,17 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
             name_free(&e.statements, mine)
         return AS_IT_IS
     if names_find(c.prepared, name, size) != NULL:
-        # Something that PostgreSQL refuses: it rolls back and skips as it would have done.
+        # Have PostgreSQL refuse it in its own words; what that leaves behind is discarded.
+        name_free(&e.statements, mine)
         began = e.scratch_used
-        out_message(e, c'D', 6)
-        out_copy(e, b"Sgp_!", 6)
+        out_message(e, c'P', size + 4)
+        out_copy(e, name, size + 1)
+        out_copy(e, <const unsigned char*> b"\x00\x00\x00", 3)
         out_add(e, began)
-        note_change(e, s, CHANGE_REFUSE, OWNER_CLIENT, NULL, mine)
+        note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
+        s.flags |= IS_DIRTY
+        out_run(e, name - HEADER, last)
+        session_frontend(&s.session, c'P', OWNER_CLIENT)
         return REPLACED
     statement = statement_of(&e.statements, stop + 1, <uint32_t> (last - stop - 1), e.settings,
                              settings_of(e, c))
@@ -265,7 +278,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
         return AS_IT_IS
     scan_begin(&scan, False, c.params.is_conforming, c.params.is_multibyte)
     scan_feed(&scan, stop + 1, last - stop - 1)
-    statement.effects = scan.effects & EFFECT_SESSION
+    statement.effects = scan.effects & (EFFECT_SESSION | EFFECT_OPAQUE)
     if scan.effects & EFFECT_FORGET:
         statement.effects |= EFFECT_PARSE
     statement.references += 1
@@ -301,25 +314,6 @@ cdef void change_answered(Engine* e, Server* s, unsigned char* p) noexcept nogil
     if change.kind == CHANGE_ALIAS and p[0] == c'3':
         p[0] = c'1'
     changes_commit(&s.changes, &e.statements)
-
-
-cdef uint32_t refusal(Engine* e, Server* s, unsigned char* at, uint32_t room) noexcept nogil:
-    """After an error: the one that the client gets instead, if it asked for a name that is taken; else 0."""
-    cdef const char* begin = b"SERROR\x00VERROR\x00C42P05\x00Mprepared statement \""
-    cdef const char* finish = b"\" already exists\x00\x00"
-    cdef uint32_t size
-    cdef Change* change = s.changes.head
-    if not s.session.has_change or change == NULL or change.kind != CHANGE_REFUSE:
-        return 0
-    size = change.name.size
-    if size > room - 128:
-        size = room - 128
-    at[0] = c'E'
-    put_u32(at + 1, 4 + 42 + size + 18)
-    memcpy(at + 5, begin, 42)
-    memcpy(at + 47, change.name.text, size)
-    memcpy(at + 47 + size, finish, 18)
-    return 5 + 42 + size + 18
 
 
 cdef void changes_skipped(Engine* e, Server* s) noexcept nogil:

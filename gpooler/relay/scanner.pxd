@@ -33,6 +33,7 @@ cdef enum Effect:
     EFFECT_PARSE = 128      # a named Parse message
     EFFECT_BEGIN = 256      # opens a transaction block; not session state
     EFFECT_FORGET = 512     # DEALLOCATE, DISCARD: prepared statements may be gone
+    EFFECT_OPAQUE = 1024    # DO, CALL: whatever the code inside does to the session
     EFFECT_SESSION = 255    # all that outlives a transaction
 
 

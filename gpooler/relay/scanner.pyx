@@ -25,6 +25,8 @@ cdef:
     uint32_t W_RESET = _hash("reset")
     uint32_t W_DISCARD = _hash("discard")
     uint32_t W_DEALLOCATE = _hash("deallocate")
+    uint32_t W_DO = _hash("do")
+    uint32_t W_CALL = _hash("call")
     uint32_t W_LOCAL = _hash("local")
     uint32_t W_TRANSACTION = _hash("transaction")
     uint32_t W_CONSTRAINTS = _hash("constraints")
@@ -83,6 +85,8 @@ cdef void _keyword(Scan* self, uint32_t word) noexcept nogil:
             self.effects |= EFFECT_LISTEN
         elif word == W_LOAD:
             self.effects |= EFFECT_LOAD
+        elif word == W_DO or word == W_CALL:
+            self.effects |= EFFECT_OPAQUE
         elif word == W_BEGIN or word == W_START:
             self.effects |= EFFECT_BEGIN
     elif self.words == 2:

@@ -12,8 +12,8 @@ from gpooler.relay.reason cimport (
     REASON_SERVER_LOST, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_is_idle, session_owner,
-    session_ready,
+    OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_has_sync_point,
+    session_is_idle, session_owner, session_ready,
 )
 
 
@@ -86,7 +86,6 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef uint32_t length, whole
     cdef uint8_t kind, owner
     cdef int answered
-    cdef uint32_t refused
     cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
     while p < end:
         if s.conn.rx.left:
@@ -137,18 +136,12 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET
                    or (s.flags & DEPLOY_FAILED) != 0
                    or (owner == OWNER_EXTRA and s.session.has_change and kind != c'E'))
-        refused = 0
         if s.session.has_change and kind != c'E':
             change_answered(e, s, p)
         elif s.session.skipped:
-            if c != NULL:
-                refused = refusal(e, s, e.refusals, sizeof(e.refusals))
-            is_ours = is_ours or refused != 0
             changes_skipped(e, s)
         if is_ours and c != NULL and not is_gone:
             is_gone = not to_client(e, c, pieces, &count, run, p)
-            if refused and not is_gone:
-                is_gone = not say_refusal(e, c, pieces, &count, refused)
         if kind == c'S':
             if whole <= CHUNK - 64:
                 note_parameter(e, s, p + HEADER, length - 4)
@@ -227,8 +220,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if s.client != c:
             return
     if (c.flags & (IS_BLOCKED | AWAITS_DEPLOY) == IS_BLOCKED
-            and (s.session.is_skipping or s.session.is_copy_in)):
-        c.flags &= ~<uint16_t> IS_BLOCKED   # the answers it waited for will not come
+            and (s.session.is_skipping or s.session.is_copy_in
+                 or settled and not session_has_sync_point(&s.session))):
+        c.flags &= ~<uint16_t> IS_BLOCKED   # the answers it waited for are in, or will not come
         client_work(e, c)
         if s.client != c:
             return
@@ -248,17 +242,6 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             settle(e, s)
     else:
         maybe_detach(e, s)
-
-
-cdef bint say_refusal(Engine* e, Client* c, iovec* pieces, int* count, uint32_t size) noexcept nogil:
-    """Send what was gathered and an error of ours behind it."""
-    cdef size_t accepted
-    pieces[count[0]].iov_base = e.refusals
-    pieces[count[0]].iov_len = size
-    count_out(c.conn.route, pieces, count[0] + 1)
-    size = count[0] + 1
-    count[0] = 0
-    return conn_write(e, &c.conn, pieces, size, &accepted)
 
 
 cdef inline bint is_last_group(Session* session) noexcept nogil:
@@ -312,6 +295,10 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
             return
         resume_client(e, c)             # its end was seen before all that it sent was read
     if s.flags & FATAL_SEEN:
+        return
+    if e.drops_due and is_between(c):
+        e.drops_due -= 1
+        drop(e, c)
         return
     if r.mode == MODE_SESSION:
         return

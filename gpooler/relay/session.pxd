@@ -81,6 +81,8 @@ cdef void session_free(Session* self) noexcept nogil
 cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept nogil
 # A Parse or Close whose answer is looked at goes to the server, outside of any COPY IN.
 cdef void session_change(Session* self, uint8_t owner) noexcept nogil
+# Whether a message that was sent will be answered by ReadyForQuery.
+cdef bint session_has_sync_point(Session* self) noexcept nogil
 # The header of a backend message of this kind came from the server. False: it came out of place.
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil
 # A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due or the status

@@ -151,7 +151,7 @@ cdef void _skip_to_sync(Session* self) noexcept nogil:
     self.is_skipping = 1
 
 
-cdef bint _has_sync_point(Session* self) noexcept nogil:
+cdef bint session_has_sync_point(Session* self) noexcept nogil:
     cdef uint32_t i
     for i in range(self.length):
         if _at(self, i).kind != POINT_COPY_END and _at(self, i).kind != POINT_CHANGE:
@@ -207,7 +207,7 @@ cdef bint _enter_copy_in(Session* self) noexcept nogil:
     else:
         _remove_runs(self, i)
         _load_due(self)
-        if not _has_sync_point(self):
+        if not session_has_sync_point(self):
             self.is_open = 1
     return True
 
@@ -224,7 +224,6 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
         self.is_copy_in = 0
         self.is_copy_out = 0
         if self.due or _is_change_next(self):
-            self.has_change = _is_change_next(self)
             _skip_to_sync(self)
             return True
         return self.length != 0 or self.is_uncertain

@@ -64,6 +64,7 @@ class House:
             self,
             DirectLog(SETTINGS, [self.sink]).logger,
             is_checked=True,
+            is_session_logged=True,
         )
         self.services.append(service)
         return service

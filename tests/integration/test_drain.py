@@ -9,6 +9,7 @@ import pytest
 from gpooler.stats.registry import RouteWord
 from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually
 from tests.harness.client import ServerError, query, startup
+from tests.harness.load import Pgbench
 
 Factory = Callable[..., Gpooler]
 
@@ -224,3 +225,25 @@ def test_usr1_reopens_the_log_of_every_process(postgres: Postgres, gpooler_facto
     gpooler.raw().login().terminate()
     eventually(lambda: "client connected" in path.read_text())
     assert "client connected" not in path.with_suffix(".old").read_text()
+
+
+def test_clients_that_never_rest_are_dropped_between_transactions(
+    postgres: Postgres, gpooler_factory: Factory, program: Callable[[str], str]
+) -> None:
+    gpooler = gpooler_factory(
+        postgres,
+        rule={"pool_size": 4},
+        config={
+            "service": {
+                "graceful_shutdown_timeout_ms": 10_000,
+                "conn_drop_options": {"rate": 1000, "interval_ms": 100},
+            }
+        },
+    )
+    script = "BEGIN;\nSELECT pg_sleep(0.001);\nCOMMIT;"
+    with Pgbench(program("pgbench"), gpooler, script, 40) as load:
+        eventually(lambda: gpooler.route_count(RouteWord.TRANSACTIONS) > 500)
+        gpooler.signal(signal.SIGTERM)
+        assert gpooler.stop() == 0
+        load.wait()
+        assert load.output().count("FATAL:  gpooler: c") == 40

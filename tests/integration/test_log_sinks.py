@@ -228,3 +228,24 @@ def test_the_hub_runs_while_a_reader_of_stdout_is_stuck() -> None:
         out, errors = process.communicate("x", timeout=20)
     assert errors == ""
     assert out.split() == [f"{number:040d}" for number in range(5000)]
+
+
+def test_a_reader_of_standard_output_that_stopped_costs_lines_and_nothing_else() -> None:
+    script = """
+import sys
+from gpooler.log import LogSettings
+from gpooler.logs.direct import open_direct
+log = open_direct(LogSettings("%m"), lambda total: print(total, file=sys.stderr))
+for _ in range(100):
+    log.logger.info("x" * 3000)
+log.close()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        lost = int(process.stderr.read().split()[-1])  # it has ended, and nobody has read its lines
+        lines = process.stdout.read().splitlines()
+    assert 0 < lost < 100
+    assert lines == ["x" * 3000] * (100 - lost)

@@ -1,13 +1,14 @@
 """Session state pins a server to its client, and is gone before the next client comes."""
 
 import select
+import struct
 from collections.abc import Callable
 
 import pytest
 
 from gpooler.stats.registry import RouteWord
 from tests.harness import Gpooler, Postgres, RawClient, eventually
-from tests.harness.client import SYNC, bind, describe, execute, parse, query
+from tests.harness.client import SYNC, bind, describe, execute, message, parse, query
 
 Factory = Callable[..., Gpooler]
 
@@ -77,7 +78,8 @@ def test_every_kind_of_state_pins_and_is_discarded(postgres: Postgres, gpooler_f
 
 
 def test_a_named_statement_pins_and_is_gone_afterwards(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    """Where they do not go with their client (``test_prepared.py``)."""
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_reserve_prepared_statement": False})
     with gpooler.raw() as client:
         client.login()
         client.send(parse("SELECT $1::int + 1", "adder"), describe("S", "adder"), SYNC)
@@ -254,3 +256,25 @@ def test_a_reset_that_takes_too_long_ends_the_server(postgres: Postgres, gpooler
         finally:
             postgres.thaw(pid)
         assert client.rows() != [[str(pid)]]
+
+
+def test_what_code_does_inside_the_server_is_discarded(postgres: Postgres, gpooler_factory: Factory) -> None:
+    """Nobody sees into DO, CALL or a function called by its number: the server is cleaned after them."""
+    oid = int(postgres.query("SELECT 'set_config'::regproc::oid")[0][0])
+    arguments = b"".join(struct.pack("!i", len(part)) + part for part in (b"work_mem", b"9MB", b"f"))
+    call = message(b"F", struct.pack("!ihh", oid, 0, 3) + arguments + struct.pack("!h", 0))
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    postgres.query(
+        "CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$BEGIN SET work_mem = '9MB'; END$$", dbname="app"
+    )
+    requests = [query("DO $$BEGIN SET work_mem = '9MB'; END$$"), query("CALL fill()"), call]
+    requests.append(parse("CALL fill()") + bind() + execute() + SYNC)
+    try:
+        with gpooler.raw().login() as one, gpooler.raw().login() as two:
+            for request in requests:
+                one.send(request)
+                one.read_until()
+                assert two.query("SHOW work_mem") == [["4MB"]]
+            assert gpooler.route_count(RouteWord.PINS) == 0
+    finally:
+        postgres.query("DROP PROCEDURE fill", dbname="app")

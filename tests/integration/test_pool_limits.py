@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -313,3 +314,15 @@ def test_min_pool_size_is_not_applied_in_a_shared_pool(postgres: Postgres, gpool
         client.query("SELECT 1")
         eventually(lambda: servers(postgres) == {})
         assert client.query("SELECT 1") == [["1"]]
+
+
+def test_the_only_server_of_a_pool_is_handed_over_alive(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1}, config=workers(2))
+    with ExitStack() as stack:
+        clients = clients_on(gpooler, {1: 1, 2: 1}, stack)
+        found = set()
+        for turn in range(20):
+            found.add(pid_of(clients[1 + turn % 2][0]))
+            time.sleep(0.02)  # older than what protects a fresh one
+    assert len(found) == 1
+    assert gpooler.route_count(RouteWord.SERVERS_OPENED) == 1

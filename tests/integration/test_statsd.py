@@ -1,6 +1,8 @@
 """Metrics on the wire: a real UDP socket, a closed one, an unknown name; and those of a running gpooler."""
 
+import os
 import re
+import signal
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -281,3 +283,26 @@ def test_names_that_a_client_chose_are_safe_for_graphite(
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", each) for each in got.names)
     finally:
         postgres.query('DROP DATABASE "a.b c/d:|ü"')
+
+
+def test_a_new_broker_does_not_tell_again_what_the_last_one_told(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket
+) -> None:
+    gpooler = measured(postgres, gpooler_factory, server)
+    got = Received(server)
+    queries = "prod.pool.routes.app.trust_user.queries"
+    with gpooler.raw().login() as client:
+        for _ in range(500):
+            client.query("SELECT 1")
+        eventually(lambda: got.read().counts[queries] == 500, within=10)
+        broker = gpooler.broker_pid()
+        os.kill(broker, signal.SIGKILL)
+        eventually(lambda: gpooler.broker_pid() != broker, within=10)
+        got.gauges.clear()
+        eventually(
+            lambda: got.read().gauges.get("prod.pool.routes.app.trust_user.clients.total") == 1, within=10
+        )
+        for _ in range(20):
+            client.query("SELECT 1")
+        eventually(lambda: got.read().counts[queries] >= 520, within=10)
+    assert got.read().counts[queries] == 520

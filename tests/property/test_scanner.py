@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gpooler.relay.probe import ScanProbe
 
 SET, LISTEN, PREPARE, TEMP, HOLD, LOCK, LOAD, PARSE, BEGIN = (1 << bit for bit in range(9))
+FORGET, OPAQUE = 512, 1024
 NONE, PAIRS, SJIS = range(3)
 HIGH = "\x80-\xff"
 GAP = r"(?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*"
@@ -128,8 +129,9 @@ def effects_of_statement(statement: list[tuple[str, str]]) -> int:
         if kind == "word" and word == "hold" and before == "with":
             effects |= HOLD
     first = keywords[0] if keywords else ""
-    effects |= {"reset": SET, "discard": SET, "listen": LISTEN, "load": LOAD}.get(first, 0)
+    effects |= {"reset": SET, "discard": SET | FORGET, "deallocate": FORGET, "listen": LISTEN, "load": LOAD}.get(first, 0)
     effects |= BEGIN if first in ("begin", "start") else 0
+    effects |= OPAQUE if first in ("do", "call") else 0
     if first in ("set", "prepare") and len(words) > 1:
         effect = SET if first == "set" else PREPARE
         exceptions = ("local", "transaction", "constraints") if first == "set" else ("transaction",)

@@ -130,6 +130,7 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (with_lines("[service]", 'unix_socket_dir = "/tmp"'), 'needs "unix_socket_mode"'),
         (changed('host = "*"\n', ""), 'without "host" needs "unix_socket_dir"'),
         (changed('host = "db.example.com"\n', ""), 'without "host" needs "unix_socket_dir"'),
+        (changed('host = "*"\n', 'host = "[::1]"\n'), "without brackets"),
         (changed('host = "db.example.com"', 'host = "a,b"'), "several hosts are not built yet"),
         (changed('host = "db.example.com"', 'host = "a:1:2"'), "two ports"),
         (changed('type = "remote"', 'type = "local"'), "console, is not built yet"),

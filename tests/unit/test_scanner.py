@@ -8,6 +8,7 @@ from gpooler.relay.probe import ScanProbe
 from tests.harness.postgres import PostgresUnavailable, find_binaries
 
 SET, LISTEN, PREPARE, TEMP, HOLD, LOCK, LOAD, PARSE, BEGIN = (1 << bit for bit in range(9))
+FORGET = 512
 NONE, PAIRS, SJIS = range(3)
 END = 15
 
@@ -45,7 +46,8 @@ def effects(
         ('SET "Some".thing = 1', SET),
         ("RESET x", SET),
         ("RESET ALL", SET),
-        ("DISCARD ALL", SET),
+        ("DISCARD ALL", SET | FORGET),
+        ("DEALLOCATE ALL", FORGET),
         ("SELECT set_config('a.b', 'c', false)", SET),
         ("SELECT pg_catalog.SET_CONFIG('a.b', 'c', false)", SET),
         ("""SELECT "set_config"('a.b', 'c', false)""", SET),
@@ -118,7 +120,6 @@ def test_effect_is_seen(sql: str, expected: int) -> None:
         "SHOW ALL",
         "UNLISTEN *",
         "NOTIFY a, 'b'",
-        "DEALLOCATE ALL",
         "EXECUTE p",
         "CREATE TABLE temp (temporary int)",
         "CREATE TABLE t (set int, listen int)",
