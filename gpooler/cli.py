@@ -1,7 +1,7 @@
 """The command line: ``gpooler run`` and ``gpooler check``."""
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config_path = Path(options.config)
     if options.command == "check":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `gpooler check | head` has seen enough
-        return check(config_path, is_effective=options.effective)
+        try:
+            status = check(config_path, is_effective=options.effective)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `gpooler check | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at the end
+            return EXIT_OK
+        return status
     # The master and all below it are built for a run alone; a check needs no compiled module.
     from gpooler.process.master import run
 

@@ -14,7 +14,7 @@ from gpooler.broker.codec import ChannelProtocolError, Message
 from gpooler.broker.ledger import Ledger
 from gpooler.broker.messages import WorkerId
 from gpooler.broker.service import BrokerService
-from gpooler.broker.slots import RouteKey, SlotName
+from gpooler.broker.slots import Route, RouteKey, SlotName
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config, Rule
 from gpooler.config.words import StorageType
@@ -90,6 +90,7 @@ class Broker:
         self._totals = Totals(context.past)
         self._incarnations: dict[int, int] = {}  # whose counters are attached, by worker number
         self._control = Channel(context.control, control.CODEC)
+        self._rules = {rule.name: rule for rule in config.rules}
         shared_pools = {name: pool.pool_size for name, pool in config.shared_pool.items()}
         storages = {name: storage.routing_limit(context.workers) for name, storage in config.storage.items()}
         self._service = BrokerService(
@@ -184,8 +185,13 @@ class Broker:
 
     def _snapshot(self) -> Snapshot:
         routes = self._service.ledger.routes.values()
-        names = [(route.route_id, route.key.database, route.key.user) for route in routes]
-        return take(monotonic_us(), self._totals, names)
+        return take(monotonic_us(), self._totals, [self._name(route) for route in routes])
+
+    def _name(self, route: Route) -> tuple[int, str, str]:
+        """Route id, database and user as the rule is called; for ``default`` those on the server."""
+        rule = self._rules[route.key.rule]
+        database = route.key.database if rule.is_default_database else rule.database
+        return route.route_id, database, route.key.user if rule.is_default_user else rule.user
 
 
 def _cancel(endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:

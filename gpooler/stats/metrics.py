@@ -87,7 +87,8 @@ class Metric(NamedTuple):
 def metrics(before: Snapshot | None, now: Snapshot) -> Iterator[Metric]:
     """What to tell of the time between two snapshots; of the first one the gauges only.
 
-    ``process.…`` is about all workers, ``routes.DATABASE.USER.…`` about a route.
+    ``process.…`` is about all workers, ``routes.DATABASE.USER.…`` about a route: the names of its rule, or
+    those on the server where the rule says ``default``.
     """
     yield Metric("process.workers", Kind.GAUGE, now.workers)
     for name, word in _PROCESS_GAUGES.items():

@@ -11,7 +11,7 @@ Block = list[int]
 
 
 class RouteName(NamedTuple):
-    """Database and user on the server: the same for several rules when they differ by address only."""
+    """Database and user of a rule: the same for several rules when they differ by address only."""
 
     database: str
     user: str

@@ -306,3 +306,30 @@ def test_a_new_broker_does_not_tell_again_what_the_last_one_told(
             client.query("SELECT 1")
         eventually(lambda: got.read().counts[queries] >= 520, within=10)
     assert got.read().counts[queries] == 520
+
+
+def test_rules_with_the_same_server_are_told_apart(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket
+) -> None:
+    rule = {
+        "authentication": "none",
+        "storage": "postgres",
+        "storage_db": "app",
+        "storage_user": "trust_user",
+        "pool": "transaction",
+    }
+    gpooler = gpooler_factory(
+        postgres,
+        config={
+            "database": {"default": None, "one": {"user": {"default": rule}}, "two": {"user": {"web": rule}}},
+            "logging": {"stats_interval": 1},
+            "metrics": {"statsd_host": "127.0.0.1", "statsd_port": server.getsockname()[1]},
+        },
+    )
+    got = Received(server)
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login("trust_user", "one").query("SELECT 1")
+        two.login("web", "two").query("SELECT 1; SELECT 2")
+        two.query("SELECT 3")
+        eventually(lambda: got.read().counts["gpooler.routes.one.trust_user.queries"] == 1, within=10)
+        eventually(lambda: got.read().counts["gpooler.routes.two.web.queries"] == 2, within=10)

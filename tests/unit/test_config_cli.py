@@ -77,3 +77,13 @@ def test_a_check_imports_no_machinery() -> None:
         "sys.exit(bool({'gevent', 'ssl', 'gpooler.relay.relay'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(DEMO)], capture_output=True).returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "gpooler", "check", "--effective", "-c", str(DEMO)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
