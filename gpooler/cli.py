@@ -1,6 +1,7 @@
 """The command line: ``gpooler run`` and ``gpooler check``."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -38,10 +39,12 @@ def check(path: Path, *, is_effective: bool) -> int:
     try:
         loaded = load(path)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
         count = len(error.problems)
-        print(f"{path}: {count} {'error' if count == 1 else 'errors'}", file=sys.stderr)
+        # Whoever reads may have seen enough; it is an error all the same.
+        with contextlib.suppress(BrokenPipeError):
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            print(f"{path}: {count} {'error' if count == 1 else 'errors'}", file=sys.stderr)
         return EXIT_CONFIG
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -225,12 +225,20 @@ def _evictions_on_the_way(cap: Cap, now_us: int) -> int:
 
 
 def spread_minimum(route: Route) -> dict[WorkerId, int]:
-    """How many servers each worker keeps from ``pool_ttl``, so that min_pool_size of them stay."""
-    keep = dict.fromkeys(sorted(route.holdings), 0)
-    left = min(route.min_pool_size, sum(len(holding.leased) for holding in route.holdings.values()))
-    while left:
-        for worker, holding in sorted(route.holdings.items()):
-            if left and keep[worker] < len(holding.leased):
+    """How many servers each worker keeps from ``pool_ttl``, so that min_pool_size of them stay.
+
+    A worker keeps as many as before as long as it has them: were one share lowered because another rose,
+    the lowered one could act first, and a server too many would be closed.
+    """
+    keep = {
+        worker: max(0, min(holding.kept, len(holding.leased)))
+        for worker, holding in sorted(route.holdings.items())
+    }
+    total = sum(len(holding.leased) for holding in route.holdings.values())
+    left = min(route.min_pool_size, total) - sum(keep.values())
+    while left > 0:
+        for worker, count in keep.items():
+            if left and count < len(route.holdings[worker].leased):
                 keep[worker] += 1
                 left -= 1
     return keep

@@ -122,7 +122,7 @@ class Holding:
     owed: int = 0  # recalled and still here
     owed_evictions: int = 0
     recalled_us: int = 0  # the last recall
-    kept: int = 0  # as the last Keep said
+    kept: int = -1  # as the last Keep said; -1: nothing was said yet, an earlier broker may have
 
     @property
     def have(self) -> int:

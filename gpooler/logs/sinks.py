@@ -61,11 +61,10 @@ class StdoutSink:
                 with contextlib.suppress(OSError):
                     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                     self._fd = os.open(f"/proc/self/fd/{_STDOUT}", flags)
-        self._may_wait = self._fd == _STDOUT
 
     def write(self, lines: Sequence[Line]) -> int:
         """Write the lines in one call; all count as lost when the reader is gone or the disk is full."""
-        return 0 if _write_all(self._fd, _joined(lines), self._may_wait) else len(lines)
+        return 0 if _write_all(self._fd, _joined(lines), self._fd == _STDOUT) else len(lines)
 
     def reopen(self) -> None:
         """Nothing to do: standard output is its owner's."""
@@ -75,7 +74,6 @@ class StdoutSink:
         if self._fd != _STDOUT:
             os.close(self._fd)
             self._fd = _STDOUT
-            self._may_wait = True
 
 
 class FileSink:

@@ -92,6 +92,12 @@ cdef inline void resume_server(Engine* e, Server* s) noexcept nogil:
         make_ready(e, &s.conn)
 
 
+cdef inline void note_wait(Engine* e, Route* r) noexcept nogil:
+    """Somebody waits: the queue is over CALM_US after the last of them."""
+    r.last_wait_us = e.now_us
+    deadline(e, e.now_us + CALM_US)
+
+
 cdef void enqueue(Engine* e, Client* c) noexcept nogil:
     """No server is at hand: wait in the queue, and ask for one if nobody asked yet."""
     cdef Route* r = c.conn.route
@@ -105,8 +111,7 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
         move(e, &c.conn, &r.waiting, CLIENT_WAITING)
         c.wait_us = e.now_us
     oldest_wait_gauge(r)
-    r.last_wait_us = e.now_us
-    deadline(e, e.now_us + CALM_US)
+    note_wait(e, r)
     if r.pool_timeout_us:
         deadline(e, c.conn.since_us + r.pool_timeout_us)
     if not r.has_demand:

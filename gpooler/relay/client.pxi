@@ -165,11 +165,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 take = c.conn.rx.left
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
-                pin(e, c, c.scan.effects & EFFECT_SESSION)
+                pin(e, c, c.scan.effects)
                 if c.scan.effects & EFFECT_FORGET and s != NULL and r.has_prepared:
                     lose_copies(e, c, s)
-                if c.scan.effects & EFFECT_OPAQUE and s != NULL:
-                    s.flags |= IS_DIRTY
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
@@ -371,9 +369,17 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
 
 
 cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
-    """Session state that cannot move yet (Effect bits) keeps the server with its client."""
+    """Session state that cannot move yet (Effect bits) keeps the server with its client.
+
+    What nobody can see into does not: the server is discarded after it.
+    """
     cdef Server* s = c.server
-    if s == NULL or not effects & ~s.pins:
+    if s == NULL:
+        return
+    if effects & EFFECT_OPAQUE:
+        s.flags |= IS_DIRTY
+    effects &= EFFECT_SESSION
+    if not effects & ~s.pins:
         return
     if not s.pins and c.conn.route.mode != MODE_SESSION:
         c.conn.route.words[counters.ROUTE_PINS] += 1

@@ -157,7 +157,7 @@ cdef enum EventBit:
     EVENT_STUCK = 128           # server: closing takes too long
     EVENT_PINNED = 256          # server: bound to its client; for the log
     EVENT_DEMAND = 512          # route: clients wait and nothing is parked
-    EVENT_CALM = 1024           # route: nobody waited for a second
+    EVENT_CALM = 1024           # route: nobody waited for CALM_US
     EVENT_CLOSING = 2048        # server: told to go, for the broker and the log
 
 

@@ -224,9 +224,7 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return AS_IT_IS
     begin_here(e, run, p)
     statement = known.statement
-    pin(e, c, statement.effects & EFFECT_SESSION)
-    if statement.effects & EFFECT_OPAQUE:
-        s.flags |= IS_DIRTY
+    pin(e, c, statement.effects)
     need_copy(e, s, statement)
     began = e.scratch_used
     out_message(e, kind, length - 4 - <uint32_t> (stop + 1 - name) + STATEMENT_NAME)

@@ -105,8 +105,7 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     s.conn.since_us = e.now_us
     # Somebody waits: more than one may be set up by the same server in turn.
     while r.waiting.head != NULL and s.conn.state == SERVER_PARKED:
-        r.last_wait_us = e.now_us
-        deadline(e, e.now_us + CALM_US)
+        note_wait(e, r)
         serve(e, <Client*> r.waiting.head, s)
     servers_active_gauge(r)
 

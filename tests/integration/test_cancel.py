@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gpooler.stats.registry import RouteWord
-from tests.harness import Gpooler, Postgres, RawClient, eventually
+from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually
 from tests.harness.client import SYNC, ServerError, bind, cancel_request, execute, parse, query
 
 Factory = Callable[..., Gpooler]
@@ -247,7 +247,7 @@ def test_a_cancel_during_the_deploy_hits_the_query_behind_it(
 
 
 def test_cancels_while_postgres_takes_no_connection_harm_nobody(
-    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], object]
+    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:
     """The cancel cannot be delivered: the query ends by itself, and the server serves on."""
     proxy = fault_proxy(postgres.port)
@@ -255,7 +255,7 @@ def test_cancels_while_postgres_takes_no_connection_harm_nobody(
         postgres,
         rule={"pool_size": 1},
         config={
-            "storage": {"postgres": {"port": proxy.port}},  # type: ignore[attr-defined]
+            "storage": {"postgres": {"port": proxy.port}},
             "limits": {"cancel_timeout_ms": 300},
         },
     )
@@ -263,7 +263,7 @@ def test_cancels_while_postgres_takes_no_connection_harm_nobody(
         client.login()
         client.send(query("SELECT pg_sleep(1), 'whole'"))
         eventually(is_running(postgres))
-        proxy.refuse()  # type: ignore[attr-defined]
+        proxy.refuse()
         cancel(gpooler, client.pid, client.key)
         assert client.rows() == [["", "whole"]]
         assert client.query("SELECT 2") == [["2"]]
@@ -271,7 +271,7 @@ def test_cancels_while_postgres_takes_no_connection_harm_nobody(
 
 
 def test_what_a_lost_client_left_running_is_cancelled_once_more(
-    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], object]
+    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:
     """PostgreSQL forgets a cancel that comes before it has begun; here the first does not arrive at all."""
     proxy = fault_proxy(postgres.port)
@@ -279,7 +279,7 @@ def test_what_a_lost_client_left_running_is_cancelled_once_more(
         postgres,
         rule={"pool_size": 1, "pool_reset_timeout_ms": 60_000},
         config={
-            "storage": {"postgres": {"port": proxy.port}},  # type: ignore[attr-defined]
+            "storage": {"postgres": {"port": proxy.port}},
             "logging": {"log_debug": True},
         },
     )
@@ -288,9 +288,9 @@ def test_what_a_lost_client_left_running_is_cancelled_once_more(
         server = client.query("SELECT pg_backend_pid()")
         client.send(query(LONG))
         eventually(is_running(postgres))
-        proxy.refuse()  # type: ignore[attr-defined]
+        proxy.refuse()
         client.reset()
     eventually(lambda: "cancel request delivered" in gpooler.log())  # as far as can be seen
-    proxy.refuse(False)  # type: ignore[attr-defined]
+    proxy.refuse(False)
     with gpooler.raw() as client:
         assert client.login().query("SELECT pg_backend_pid()") == server

@@ -146,6 +146,15 @@ class Received:
                     self.times[name].append(float(value))
 
 
+def reporting(server: socket.socket, **metrics: str) -> dict[str, dict[str, object]]:
+    """The sections that have a gpooler report to ``server`` each second."""
+    host, port = server.getsockname()
+    return {
+        "logging": {"stats_interval": 1, "log_stats": "no"},
+        "metrics": {"statsd_host": host, "statsd_port": port, **metrics},
+    }
+
+
 def measured(postgres: Postgres, gpooler_factory: Factory, server: socket.socket, **rule: object) -> Gpooler:
     """A gpooler that reports to ``server`` each second."""
     return gpooler_factory(
@@ -153,12 +162,7 @@ def measured(postgres: Postgres, gpooler_factory: Factory, server: socket.socket
         rule={"pool_size": 2, "storage_db": None, "storage_user": None, **rule},
         config={
             "performance": {"workers": 2},
-            "logging": {"stats_interval": 1, "log_stats": "no"},
-            "metrics": {
-                "statsd_host": "127.0.0.1",
-                "statsd_port": server.getsockname()[1],
-                "statsd_prefix": "prod.pool",
-            },
+            **reporting(server, statsd_prefix="prod.pool"),
         },
     )
 
@@ -268,10 +272,7 @@ def test_names_that_a_client_chose_are_safe_for_graphite(
         dangerous = gpooler_factory(
             postgres,
             rule={"storage_db": None},
-            config={
-                "logging": {"stats_interval": 1},
-                "metrics": {"statsd_host": "127.0.0.1", "statsd_port": server.getsockname()[1]},
-            },
+            config=reporting(server),
         )
         with dangerous.raw() as client:
             client.login(database="a.b c/d:|ü")
@@ -290,7 +291,8 @@ def test_a_new_broker_does_not_tell_again_what_the_last_one_told(
 ) -> None:
     gpooler = measured(postgres, gpooler_factory, server)
     got = Received(server)
-    queries = "prod.pool.routes.app.trust_user.queries"
+    route = "prod.pool.routes.app.trust_user"
+    queries = f"{route}.queries"
     with gpooler.raw().login() as client:
         for _ in range(500):
             client.query("SELECT 1")
@@ -299,9 +301,7 @@ def test_a_new_broker_does_not_tell_again_what_the_last_one_told(
         os.kill(broker, signal.SIGKILL)
         eventually(lambda: gpooler.broker_pid() != broker, within=10)
         got.gauges.clear()
-        eventually(
-            lambda: got.read().gauges.get("prod.pool.routes.app.trust_user.clients.total") == 1, within=10
-        )
+        eventually(lambda: got.read().gauges.get(f"{route}.clients.total") == 1, within=10)
         for _ in range(20):
             client.query("SELECT 1")
         eventually(lambda: got.read().counts[queries] >= 520, within=10)
@@ -322,8 +322,7 @@ def test_rules_with_the_same_server_are_told_apart(
         postgres,
         config={
             "database": {"default": None, "one": {"user": {"default": rule}}, "two": {"user": {"web": rule}}},
-            "logging": {"stats_interval": 1},
-            "metrics": {"statsd_host": "127.0.0.1", "statsd_port": server.getsockname()[1]},
+            **reporting(server),
         },
     )
     got = Received(server)

@@ -578,6 +578,17 @@ def test_min_pool_size_is_filled_by_the_broker_and_kept_from_the_ttl():
     assert desk.tick(REST_US) == []
 
 
+def test_a_share_of_min_pool_size_is_not_lowered_because_another_rose():
+    desk = Desk({"r": limits(6, 3, fixed=("d", "u"))})
+    desk.open_routes(A, B)
+    said = []
+    for worker, count in ((B, 1), (A, 1), (B, 2), (A, 3)):  # wishes that nothing has met yet
+        for grant in sent(desk.say(worker, Want(ROUTE, count)), GrantOpen):
+            acts = opened(desk, worker, grant)
+            said += zip(targets(acts, Keep), [keep.count for keep in sent(acts, Keep)], strict=True)
+    assert said == [(A, 0), (B, 1), (A, 1), (B, 2)]
+
+
 def test_a_draining_worker_is_not_filled():
     desk = Desk({"r": limits(5, 1, fixed=("d", "u"))})
     desk.say(A, Draining())
