@@ -33,6 +33,16 @@ cdef void replace_params(Engine* e, ParamSet** place, ParamSet* new) noexcept no
 
 cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32_t size) noexcept nogil:
     """ParameterStatus: name, NUL, value, NUL."""
+    note_status(e, s, body, size, True)
+
+
+cdef void note_server_parameter(Engine* e, Server* s, const unsigned char* body, uint32_t size) noexcept nogil:
+    """The same where the client expects something else."""
+    note_status(e, s, body, size, False)
+
+
+cdef void note_status(Engine* e, Server* s, const unsigned char* body, uint32_t size,
+                      bint is_for_client) noexcept nogil:
     cdef uint32_t name_size = 0, value_size = 0
     cdef uint8_t flags = PARAM_REPORTED
     cdef const unsigned char* value
@@ -48,12 +58,12 @@ cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32
         if (s.initial.items[i].name_size == name_size and s.initial.items[i].flags & PARAM_READ_ONLY
                 and same_bytes(s.initial.items[i].text, body, name_size)):
             flags |= PARAM_READ_ONLY
-    if s.client != NULL:
+    if is_for_client and s.client != NULL:
         replace_params(e, &s.client.params,
                        params_with(s.client.params, body, name_size, value, value_size, flags))
         if not s.conn.route.maintain_params:
             pin(e, s.client, EFFECT_SET)
-    elif s.conn.state == SERVER_PARKED:
+    elif is_for_client and s.conn.state == SERVER_PARKED:
         # nobody asked for it: the server's own default changed
         replace_params(e, &s.initial, params_with(s.initial, body, name_size, value, value_size, flags))
         raise_event(e, &s.conn, EVENT_PARAMS)
@@ -170,7 +180,6 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     """Bind a server to a client. What must be deployed first is left in e.deploy."""
     cdef Route* r = c.conn.route
     cdef ParamSet* wants
-    cdef int size
     if c.conn.state == CLIENT_WAITING:
         leave_queue(e, c)
     move(e, &c.conn, &r.active_clients, CLIENT_ACTIVE)
@@ -183,7 +192,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.begin_us = e.now_us
     s.query_us = e.now_us
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
-    c.flags &= ~<uint16_t> (HAS_SPOKEN | HAS_UNBOUND)
+    c.flags &= ~<uint32_t> (HAS_SPOKEN | HAS_UNBOUND)
     if r.mode != MODE_SESSION:
         c.flags |= MAY_MEET_UNNAMED
     e.deploy_size = 0
@@ -193,6 +202,14 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
         wants = params_merge(s.initial, c.params)
         if wants != NULL:
             replace_params(e, &c.params, wants)
+    c.flags &= ~<uint32_t> NEEDS_DEPLOY
+    deploy_begin(e, c, s)
+
+
+cdef void deploy_begin(Engine* e, Client* c, Server* s) noexcept nogil:
+    """Leave in e.deploy what gives the server the client's parameters, if there is anything to give."""
+    cdef Route* r = s.conn.route
+    cdef int size
     if c.params != s.params:
         size = params_deploy(s.params, c.params, e.deploy + HEADER, MAX_DEPLOY - HEADER)
         if size < 0:
@@ -204,7 +221,7 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
             e.deploy_size = <uint32_t> size + HEADER
             e.deploy_waits = has_unreported(s.params) or has_unreported(c.params)
             session_frontend(&s.session, c'Q', OWNER_DEPLOY)
-            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
+            c.flags &= ~<uint32_t> MAY_MEET_UNNAMED
             r.words[counters.ROUTE_DEPLOYS] += 1
 
 
@@ -271,7 +288,9 @@ cdef void setup_begin(Engine* e, Client* c) noexcept nogil:
 cdef void setup_done(Engine* e, Client* c) noexcept nogil:
     """The client's parameters are those of its server: Python can tell it that it is logged in."""
     cdef Server* s = c.server
-    c.flags = (c.flags & ~<uint16_t> IN_SETUP) | IS_HELD
+    c.flags = (c.flags & ~<uint32_t> IN_SETUP) | IS_HELD
+    if c.conn.route.maintain_params:
+        c.startup = params_hold(c.params)
     if c.conn.route.mode != MODE_SESSION:
         unbind(e, s)
     raise_event(e, &c.conn, EVENT_READY)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, MAX_SMALL_MESSAGE, frame_length
@@ -14,8 +14,10 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_PROTOCOL, REASON_CLIENT_TERMINATED, REASON_NONE,
     REASON_STATEMENT_POOL,
 )
+from gpooler.relay.prepared cimport copies_clear
 from gpooler.relay.scanner cimport (
-    EFFECT_BEGIN, EFFECT_FORGET, EFFECT_OPAQUE, EFFECT_SESSION, scan_begin, scan_feed,
+    EFFECT_BEGIN, EFFECT_FORGET, EFFECT_NAMES, EFFECT_OPAQUE, EFFECT_PREPARE, EFFECT_READ, EFFECT_SESSION,
+    EFFECT_SET, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
@@ -143,16 +145,23 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef unsigned char* end = data + size
     cdef unsigned char* run = data      # start of what goes to the server
     cdef unsigned char* fresh = NULL    # where the bytes for a server attached in this call begin
-    cdef size_t take, need
+    cdef size_t take = 0, need
     cdef uint32_t length
     cdef uint8_t kind
     cdef Server* s = c.server
     cdef Route* r = c.conn.route
     cdef bint ended = False
     cdef int handling
+    cdef unsigned char* text
     out_begin(e)
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
+    if c.flags & NEEDS_DEPLOY and s != NULL and can_deploy(c, s):
+        c.flags &= ~<uint32_t> NEEDS_DEPLOY
+        deploy_begin(e, c, s)
+        if e.deploy_size and e.deploy_waits:
+            deploy_first(e, c, s, data, end)
+            return
     if s != NULL and r.mode != MODE_SESSION and not c.flags & HAS_SPOKEN:
         fresh = data                    # attached for just these bytes
         if e.deploy_size and e.deploy_waits:
@@ -165,15 +174,13 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 take = c.conn.rx.left
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
-                pin(e, c, c.scan.effects)
-                if c.scan.effects & EFFECT_FORGET and s != NULL and r.has_prepared:
-                    lose_copies(e, c, s)
+                pin_in_passing(e, c, c.scan.effects)
             p += take
             c.conn.rx.left -= <uint32_t> take
             if c.flags & IS_DROPPING:
                 run = p
             if c.conn.rx.left == 0:
-                c.flags &= ~<uint16_t> (IS_SCANNING | IS_DROPPING)
+                c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING)
             continue
         if end - p < HEADER:
             break
@@ -191,7 +198,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             return
         if c.flags & IS_SKIPPING and kind != c'X':
             if kind == c'S' or (kind == c'Q' or kind == c'F') and not c.flags & SKIPS_TO_SYNC:
-                c.flags &= ~<uint16_t> (IS_SKIPPING | SKIPS_TO_SYNC)
+                c.flags &= ~<uint32_t> (IS_SKIPPING | SKIPS_TO_SYNC)
                 say_ready(e, c)
             elif is_request(kind):
                 c.flags |= SKIPS_TO_SYNC    # of an extended group: nothing but a Sync ends it
@@ -282,31 +289,57 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if handling == HEADED:
                 session_frontend(&s.session, kind, OWNER_CLIENT)
                 if kind == c'B':
-                    c.flags &= ~<uint16_t> HAS_UNBOUND
+                    c.flags &= ~<uint32_t> HAS_UNBOUND
                 c.conn.rx.kind = kind
                 p += e.taken
                 c.conn.rx.left = length + 1 - e.taken
                 run = p
                 continue
+        handling = AS_IT_IS
+        if kind == c'Q' or kind == c'P':
+            take = end - p - HEADER
+            if take > length - 4:
+                take = length - 4
+            elif take < length - 4 and length < CHUNK - 64:
+                break                   # it is looked at as a whole
+            scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
+            scan_feed(&c.scan, p + HEADER, take)
+            if take < length - 4:
+                c.flags |= IS_SCANNING
+                pin_in_passing(e, c, c.scan.effects)
+            elif c.scan.effects & EFFECT_READ and not s.session.is_skipping:
+                text = p + HEADER
+                if kind == c'P':
+                    text = <unsigned char*> memchr(text, 0, take)
+                    text = p + HEADER + take if text == NULL else text + 1
+                handling = read_text(e, c, s, &run, p, text, <uint32_t> (p + HEADER + take - text), c.scan.effects)
+                if handling == BLOCKED:
+                    c.flags |= IS_BLOCKED
+                    break
+            elif c.scan.effects:
+                pin(e, c, c.scan.effects)
+            if c.flags & CHANGES_LEXIS and not c.scan.effects & EFFECT_SET:
+                pin(e, c, EFFECT_SET)   # it may be read otherwise than we did
         session_frontend(&s.session, kind, OWNER_CLIENT)
         if kind == c'Q' or kind == c'E' or kind == c'F':
             r.words[counters.ROUTE_QUERIES] += 1
         c.conn.rx.kind = kind
         c.conn.rx.left = length - 4
         if kind == c'Q' or kind == c'P':
-            scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
-            c.flags |= IS_SCANNING
             if kind == c'Q':
-                c.flags &= ~<uint16_t> (HAS_UNBOUND | MAY_MEET_UNNAMED)
+                c.flags &= ~<uint32_t> (HAS_UNBOUND | MAY_MEET_UNNAMED)
             elif not s.session.is_skipping:
                 c.flags |= HAS_UNBOUND
             if r.log_query:
-                take = end - p - HEADER
-                if take > c.conn.rx.left:
-                    take = c.conn.rx.left
                 put_text(e, &c.conn, p + HEADER, take)
+            p += take
+            c.conn.rx.left -= <uint32_t> take
+            if handling == ALONE:
+                p += HEADER
+                c.flags |= IS_BLOCKED
+                break
         elif kind == c'B':
-            c.flags &= ~<uint16_t> HAS_UNBOUND
+            c.flags &= ~<uint32_t> HAS_UNBOUND
         elif kind == c'F':
             s.flags |= IS_DIRTY             # a function of any kind, called by its number
         p += HEADER
@@ -361,7 +394,7 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     c.server = NULL
     move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)
     c.conn.rx.left = 0
-    c.flags &= ~<uint16_t> (IS_SCANNING | IS_DROPPING)
+    c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING)
     hold(e, &c.conn, fresh, end - fresh)
     server_lost(e, s)
     client_work(e, c)
@@ -378,20 +411,40 @@ cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
         return
     if effects & EFFECT_OPAQUE:
         s.flags |= IS_DIRTY
+        s.flags &= ~<uint32_t> IS_CLEARED
     effects &= EFFECT_SESSION
+    s.asked &= ~effects                 # what the question says is older
+    if effects:
+        s.flags &= ~<uint32_t> IS_CLEARED
     if not effects & ~s.pins:
         return
     if not s.pins and c.conn.route.mode != MODE_SESSION:
         c.conn.route.words[counters.ROUTE_PINS] += 1
     s.pins |= effects
-    s.flags |= IS_DIRTY
     if c.conn.route.mode != MODE_SESSION:
         raise_event(e, &s.conn, EVENT_PINNED)
 
 
+cdef void pin_in_passing(Engine* e, Client* c, uint16_t effects) noexcept nogil:
+    """A text too long to be read as a whole: what it names cannot follow the client."""
+    if c.server == NULL:
+        return
+    if effects & EFFECT_FORGET:
+        copies_clear(&c.server.copies, &e.statements)
+        c.server.flags |= HAS_STRAY_COPIES
+    if effects & (EFFECT_FORGET | EFFECT_NAMES):
+        effects |= EFFECT_PREPARE
+    pin(e, c, effects)
+
+
+cdef inline bint can_deploy(Client* c, Server* s) noexcept nogil:
+    """Whether the client's parameters can go to its server before what it sends now."""
+    return session_is_idle(&s.session) and s.session.status != c'E' and c.conn.rx.left == 0
+
+
 cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
     """A message that is none: the client gets 08P01 and is closed; its server is brought back."""
-    c.flags &= ~<uint16_t> (IS_SCANNING | IS_DROPPING)
+    c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING)
     part_with_text(e, c, REASON_CLIENT_PROTOCOL)
 
 
@@ -459,7 +512,7 @@ cdef void client_finish(Engine* e, Client* c, uint8_t reason) noexcept nogil:
         return
     client_unbind(e, c)
     c.flags |= CLOSE_WHEN_SENT | IS_HALF_CLOSED
-    c.flags &= ~<uint16_t> (IS_HELD | IS_BLOCKED)
+    c.flags &= ~<uint32_t> (IS_HELD | IS_BLOCKED)
     c.conn.reason = reason
     move(e, &c.conn, &c.conn.route.leaving, CLIENT_LEAVING)
     deadline(e, e.now_us + c.conn.route.login_timeout_us)
@@ -560,7 +613,7 @@ cdef void leave_when_sent(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     """
     c.conn.reason = reason
     c.flags |= CLOSE_WHEN_SENT
-    c.flags &= ~<uint16_t> (IS_HELD | IS_BLOCKED | IN_SETUP | IS_TERMINATED)
+    c.flags &= ~<uint32_t> (IS_HELD | IS_BLOCKED | IN_SETUP | IS_TERMINATED)
     if c.conn.hold != NULL:
         chunk_give(&e.pool, c.conn.hold)
         c.conn.hold = NULL
@@ -596,7 +649,7 @@ cdef void inject_now(Engine* e, Client* c) noexcept nogil:
         leave_when_sent(e, c, c.conn.reason)
         return
     if c.flags & TEXT_THEN_SKIP:
-        c.flags &= ~<uint16_t> (TEXT_THEN_SKIP | IS_HELD)
+        c.flags &= ~<uint32_t> (TEXT_THEN_SKIP | IS_HELD)
         c.flags |= IS_SKIPPING
         c.conn.reason = REASON_NONE
         client_work(e, c)

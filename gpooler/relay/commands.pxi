@@ -9,7 +9,7 @@ from gpooler.relay.reason cimport (
     REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CONNECT, REASON_SERVER_RECALLED,
     REASON_SHUTDOWN,
 )
-from gpooler.relay.session cimport OWNER_DEPLOY, session_is_idle, session_owner
+from gpooler.relay.session cimport OWNER_ASK, OWNER_DEPLOY, session_is_idle, session_owner
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -58,10 +58,10 @@ cdef void begin_cancel(Engine* e, Command* command) noexcept nogil:
         return
     if c.server != NULL:
         s = c.server
-        if session_is_idle(&s.session):
+        if session_is_idle(&s.session) or session_owner(&s.session) == OWNER_ASK and s.session.length == 1:
             return
         c.conn.route.words[counters.ROUTE_CANCELS] += 1
-        if session_owner(&s.session) == OWNER_DEPLOY:
+        if session_owner(&s.session) == OWNER_DEPLOY or session_owner(&s.session) == OWNER_ASK:
             # Now it would hit our own query, and the client's behind it would run.
             s.flags |= CANCEL_AFTER_DEPLOY
             command.now = 2
@@ -137,7 +137,7 @@ cdef void do_inject(Engine* e, Client* c, Command* command) noexcept nogil:
 
 
 cdef void do_start(Engine* e, Client* c, Command* command) noexcept nogil:
-    c.flags &= ~<uint16_t> IS_HELD
+    c.flags &= ~<uint32_t> IS_HELD
     if not conn_send(e, &c.conn, command.data, command.size):
         client_leave(e, c, REASON_CLIENT_GONE)
         return

@@ -50,6 +50,7 @@ cdef enum:
     MAX_GATHERING = 64
     MAX_COPIES = 500                # prepared statements on a server
     MAX_NAMES_BYTES = 16777216      # of a client's; what it prepares beyond that keeps its server
+    MAX_TOUCHED = 1024              # bytes of names of settings; with more of them the client keeps its server
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
@@ -115,6 +116,8 @@ cdef enum ClientFlag:
     SKIPS_TO_SYNC = 4096        # IS_SKIPPING, and a Query does not end it
     HAS_UNBOUND = 8192          # sent a Parse, and no Bind since: it may come in a later group
     MAY_MEET_UNNAMED = 16384    # its server may have a stranger's unnamed statement
+    NEEDS_DEPLOY = 32768        # what it expects is not what its server has, before its next request
+    CHANGES_LEXIS = 65536       # sent a Parse after which other texts may be read otherwise
 
 
 cdef enum ServerFlag:
@@ -133,6 +136,11 @@ cdef enum ServerFlag:
     HAS_CUT_MESSAGE = 4096      # stands inside a message of a client that is gone: nothing may be appended
     CANCEL_AFTER_DEPLOY = 8192  # its client's query is to be cancelled as soon as it runs
     HAS_STRAY_COPIES = 16384    # it may have prepared statements that `copies` does not know
+    HAS_RESETS = 32768          # `touched` has entries that lead back to the client's startup values
+    TOUCHED_FAILED = 65536      # an error came since: which entries took effect only PostgreSQL knows
+    IS_CLEARED = 131072         # DISCARD ALL was sent, and nothing with an effect after it
+    HAS_PLACED = 262144         # an empty statement waits for its DEALLOCATE: an error would leave it there
+    AWAITS_TAG = 524288         # DEALLOCATE ALL or DISCARD ALL was sent: its CommandComplete is looked at
 
 
 cdef enum PoolMode:
@@ -202,9 +210,10 @@ cdef struct Client:
     Conn conn
     Server* server
     ParamSet* params            # what its session expects
+    ParamSet* startup           # what it began with; NULL until it is logged in
     Server* last_server
     uint32_t last_generation
-    uint16_t flags              # ClientFlag
+    uint32_t flags              # ClientFlag
     uint8_t secret_size
     uint8_t address_family      # 0 Unix, 4, 6
     uint16_t port
@@ -228,6 +237,8 @@ cdef struct Server:
     uint32_t pid
     uint32_t flags              # ServerFlag
     uint16_t pins               # scanner.Effect bits
+    uint16_t ends               # those of them that may be over
+    uint16_t asked              # those that the question under way is about
     uint16_t cancelling         # cancel requests under way
     uint8_t secret_size
     unsigned char secret[32]
@@ -241,6 +252,9 @@ cdef struct Server:
     uint64_t uses
     Copies copies
     Changes changes
+    unsigned char* touched      # settings since the last question: kind (sql.SettingKind), name, NUL (malloc)
+    uint32_t touched_size
+    uint32_t asked_size         # of it, what the question under way is about
 
 
 cdef struct Route:
@@ -346,6 +360,7 @@ cdef struct Engine:
     uint32_t scratch_used
     uint32_t taken              # bytes of the message that `out` stands for
     unsigned char* settings     # CHUNK bytes
+    unsigned char* question     # CHUNK bytes
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock

@@ -26,6 +26,7 @@ from gpooler.relay.system cimport (
 include "connection.pxi"
 include "attach.pxi"
 include "prepared.pxi"
+include "settings.pxi"
 include "client.pxi"
 include "server.pxi"
 include "release.pxi"
@@ -45,13 +46,14 @@ cdef Engine* engine_new(uint64_t* process_words) noexcept:
     e.texts = <unsigned char*> malloc(TEXT_RING)
     e.scratch = <unsigned char*> malloc(SCRATCH)
     e.settings = <unsigned char*> malloc(CHUNK)
+    e.question = <unsigned char*> malloc(CHUNK)
     e.process_words = process_words
     e.epoll = epoll_create1(EPOLL_CLOEXEC)
     e.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     if (e.buffer == NULL or e.parked_buffer == NULL or e.deploy == NULL or e.texts == NULL
-            or e.scratch == NULL or e.settings == NULL
+            or e.scratch == NULL or e.settings == NULL or e.question == NULL
             or e.epoll < 0 or e.wake < 0 or e.event_fd < 0 or e.timer < 0):
         return NULL
     pthread_mutex_init(&e.lock, NULL)
@@ -237,7 +239,7 @@ cdef void hung_up(Engine* e, Client* c) noexcept nogil:
         if c.flags & IS_TERMINATED:
             client_leave(e, c, REASON_CLIENT_TERMINATED)
             return
-    c.flags &= ~<uint16_t> IS_HALF_CLOSED
+    c.flags &= ~<uint32_t> IS_HALF_CLOSED
     client_leave(e, c, REASON_CLIENT_GONE)
 
 

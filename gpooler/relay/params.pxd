@@ -48,6 +48,8 @@ cdef void params_release(ParamSet* s) noexcept nogil
 # Each returns a held set and releases nothing; NULL when memory is short or a limit is passed.
 cdef ParamSet* params_with(ParamSet* s, const unsigned char* name, uint32_t name_size,
                            const unsigned char* value, uint32_t value_size, uint8_t flags) noexcept nogil
+# The same when it has no such name.
+cdef ParamSet* params_without(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil
 # base with the values of over on top
 cdef ParamSet* params_merge(ParamSet* base, ParamSet* over) noexcept nogil
 # after a deploy: what the server reports, and of the rest what the client asked for
@@ -56,6 +58,13 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil
 # The simple query (no header, NUL at the end) that turns a server with `has` into one with `wants`.
 # Returns its size, 0 when nothing differs, -1 when it would not fit.
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* out, int capacity) noexcept nogil
+# A string literal of these bytes that no setting of the session can read otherwise: its size, -1 when it would
+# not fit.
+cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* out, int capacity) noexcept nogil
+# NULL when absent; it lives as long as the set.
+cdef Param* params_find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil
+cdef bint params_is_same_name(const unsigned char* a, uint32_t a_size,
+                              const unsigned char* b, uint32_t b_size) noexcept nogil
 # The value of a name, NULL when absent.
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil
 # How many parameters and sets are interned.

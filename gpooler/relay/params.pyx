@@ -154,8 +154,8 @@ cdef ParamSet* _set(Param** items, uint32_t count) noexcept nogil:
     s.hash = h
     s.count = count
     memcpy(s.items, items, count * sizeof(Param*))
-    s.is_conforming = not _is_off(_find(s, <const unsigned char*> b"standard_conforming_strings", 27))
-    s.is_multibyte = _multibyte(_find(s, <const unsigned char*> b"client_encoding", 15))
+    s.is_conforming = not _is_off(params_find(s, <const unsigned char*> b"standard_conforming_strings", 27))
+    s.is_multibyte = _multibyte(params_find(s, <const unsigned char*> b"client_encoding", 15))
     s.next = _sets[h % BUCKETS]
     _sets[h % BUCKETS] = s
     return s
@@ -234,6 +234,24 @@ cdef ParamSet* params_with(ParamSet* s, const unsigned char* name, uint32_t name
     return made
 
 
+cdef ParamSet* params_without(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil:
+    cdef Param* items[MAX_PARAMS]
+    cdef Param* gone = params_find(s, name, name_size)
+    cdef ParamSet* made
+    cdef uint32_t i, n = 0
+    if gone == NULL:
+        return params_hold(s)
+    pthread_mutex_lock(&_lock)
+    for i in range(s.count):
+        if s.items[i] != gone:
+            items[n] = s.items[i]
+            items[n].references += 1
+            n += 1
+    made = _set(items, n)
+    pthread_mutex_unlock(&_lock)
+    return made
+
+
 cdef ParamSet* params_merge(ParamSet* base, ParamSet* over) noexcept nogil:
     cdef ParamSet* s = params_hold(base)
     cdef ParamSet* t
@@ -243,7 +261,7 @@ cdef ParamSet* params_merge(ParamSet* base, ParamSet* over) noexcept nogil:
     cdef uint8_t flags
     for i in range(over.count):
         p = over.items[i]
-        old = _find(s, p.text, p.name_size)
+        old = params_find(s, p.text, p.name_size)
         flags = p.flags
         if old != NULL:
             if old.flags & PARAM_READ_ONLY:
@@ -302,7 +320,7 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil:
     return made
 
 
-cdef Param* _find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil:
+cdef Param* params_find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil:
     cdef uint32_t low = 0, high = s.count, mid
     cdef int order
     while low < high:
@@ -318,8 +336,13 @@ cdef Param* _find(ParamSet* s, const unsigned char* name, uint32_t name_size) no
 
 
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil:
-    cdef Param* p = _find(s, <const unsigned char*> name, <uint32_t> strlen(name))
+    cdef Param* p = params_find(s, <const unsigned char*> name, <uint32_t> strlen(name))
     return NULL if p == NULL else p.text + p.name_size + 1
+
+
+cdef bint params_is_same_name(const unsigned char* a, uint32_t a_size,
+                              const unsigned char* b, uint32_t b_size) noexcept nogil:
+    return _compare_names(a, a_size, b, b_size) == 0
 
 
 cdef void params_counts(uint32_t* params, uint32_t* sets) noexcept nogil:
@@ -422,6 +445,15 @@ cdef void _literal(Out* out, const unsigned char* text, uint32_t size) noexcept 
     _put(out, b"','hex'),pg_catalog.getdatabaseencoding())")
 
 
+cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* buffer, int capacity) noexcept nogil:
+    cdef Out out
+    out.data = buffer
+    out.size = 0
+    out.capacity = capacity
+    _literal(&out, text, size)
+    return -1 if out.size > capacity else out.size
+
+
 cdef void _set_one(Out* out, Param* p) noexcept nogil:
     cdef const unsigned char* value = p.text + p.name_size + 1
     cdef uint32_t i
@@ -455,17 +487,30 @@ cdef void _reset_one(Out* out, Param* p) noexcept nogil:
     _put(out, b",NULL,false) IS NULL;")
 
 
+cdef bint _is_same_value(Param* a, Param* b) noexcept nogil:
+    return (a.value_size == b.value_size
+            and memcmp(a.text + a.name_size, b.text + b.name_size, a.value_size + 1) == 0)
+
+
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, int capacity) noexcept nogil:
     cdef Out out
     cdef uint32_t i = 0, j = 0
-    cdef int order
+    cdef int order, begun
     cdef Param* a
     cdef Param* b
+    cdef Param* role
+    cdef Param* was
     if has == wants:
         return 0
     out.data = buffer
     out.size = 0
     out.capacity = capacity
+    # Another role may lack the right to set the rest: it is given up first and taken last.
+    role = params_find(wants, <const unsigned char*> b"role", 4)
+    was = params_find(has, <const unsigned char*> b"role", 4)
+    if was != NULL:
+        _reset_one(&out, was)
+    begun = out.size
     while i < has.count or j < wants.count:
         a = has.items[i] if i < has.count else NULL
         b = wants.items[j] if j < wants.count else NULL
@@ -476,22 +521,23 @@ cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, in
         else:
             order = _compare_names(a.text, a.name_size, b.text, b.name_size)
         if order < 0:
-            if not a.flags & PARAM_REPORTED:
+            if not a.flags & PARAM_REPORTED and a != was:
                 _reset_one(&out, a)
             i += 1
         elif order > 0:
-            if not b.flags & PARAM_READ_ONLY:
+            if not b.flags & PARAM_READ_ONLY and b != role:
                 _set_one(&out, b)
             j += 1
         else:
-            if a != b and not (a.flags & PARAM_READ_ONLY or b.flags & PARAM_READ_ONLY):
-                if (a.value_size != b.value_size
-                        or memcmp(a.text + a.name_size, b.text + b.name_size, a.value_size + 1) != 0):
+            if a != b and b != role and not (a.flags & PARAM_READ_ONLY or b.flags & PARAM_READ_ONLY):
+                if not _is_same_value(a, b):
                     _set_one(&out, b)
             i += 1
             j += 1
-    if out.size == 0:
+    if out.size == begun and (role == was or role != NULL and was != NULL and _is_same_value(role, was)):
         return 0
+    if role != NULL:
+        _set_one(&out, role)
     _byte(&out, 0)
     return -1 if out.size > capacity else out.size
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK, MAX_PIECES, iovec
@@ -13,10 +13,10 @@ from gpooler.relay.prepared cimport (
     copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
     statement_of, statement_release,
 )
-from gpooler.relay.scanner cimport (
-    EFFECT_FORGET, EFFECT_OPAQUE, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SESSION, Scan, scan_begin, scan_feed,
+from gpooler.relay.scanner cimport EFFECT_PREPARE, EFFECT_READ, Scan, scan_begin, scan_feed
+from gpooler.relay.session cimport (
+    OWNER_CLIENT, OWNER_EXTRA, OWNER_RESET, session_change, session_frontend, session_has_sync_point,
 )
-from gpooler.relay.session cimport OWNER_CLIENT, OWNER_EXTRA, session_change, session_frontend, session_has_sync_point
 
 
 cdef enum Handling:
@@ -25,6 +25,7 @@ cdef enum Handling:
     REPLACED = 2                # the whole message is dealt with
     BLOCKED = 4                 # not before the answers to earlier groups
     HEADED = 3                  # e.taken bytes of it are dealt with; the rest goes out behind e.out
+    ALONE = 5                   # as it is, and nothing behind it before it is answered
 
 
 # -- pieces for the server -----------------------------------------------------------------------------
@@ -190,15 +191,18 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     if stop == name:
         if c.flags & MAY_MEET_UNNAMED and kind != c'P':
             # what the client before it left behind must not be found
-            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
+            c.flags &= ~<uint32_t> MAY_MEET_UNNAMED
             begin_here(e, run, p)
             out_close(e, name, 1)
             note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
         elif kind == c'P':
-            c.flags &= ~<uint16_t> MAY_MEET_UNNAMED
+            c.flags &= ~<uint32_t> MAY_MEET_UNNAMED
         return AS_IT_IS
     if not c.conn.route.has_prepared:
         return AS_IT_IS
+    if kind == c'P' and s.pins & EFFECT_PREPARE and (
+            c.prepared == NULL or names_find(c.prepared, name, <uint32_t> (stop - name)) == NULL):
+        return AS_IT_IS                 # among names that SQL gave
     if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:
         # Behind a Sync it matters whether what was prepared or closed before it came to pass.
         return BLOCKED
@@ -224,7 +228,10 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return AS_IT_IS
     begin_here(e, run, p)
     statement = known.statement
-    pin(e, c, statement.effects)
+    if statement.effects & EFFECT_READ and kind == c'B':
+        read_text(e, c, s, run, p, statement.body, statement.size, statement.effects)
+    else:
+        pin(e, c, statement.effects)
     need_copy(e, s, statement)
     began = e.scratch_used
     out_message(e, kind, length - 4 - <uint32_t> (stop + 1 - name) + STATEMENT_NAME)
@@ -276,9 +283,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
         return AS_IT_IS
     scan_begin(&scan, False, c.params.is_conforming, c.params.is_multibyte)
     scan_feed(&scan, stop + 1, last - stop - 1)
-    statement.effects = scan.effects & (EFFECT_SESSION | EFFECT_OPAQUE)
-    if scan.effects & EFFECT_FORGET:
-        statement.effects |= EFFECT_PARSE
+    statement.effects = scan.effects
     statement.references += 1
     if copies_use(&s.copies, statement):
         out_close(e, b"gp_", 4)
@@ -294,11 +299,74 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     return REPLACED
 
 
-cdef void lose_copies(Engine* e, Client* c, Server* s) noexcept nogil:
-    """DEALLOCATE or DISCARD was seen: nothing is known of the server's statements until it is discarded."""
-    copies_clear(&s.copies, &e.statements)
-    s.flags |= HAS_STRAY_COPIES
-    pin(e, c, EFFECT_PREPARE)
+cdef void place_name(Engine* e, Client* c, Server* s, Name* name, bint is_query, bint is_empty) noexcept nogil:
+    """Put a client's statement, or an empty one, on its server under the client's own name, for SQL to find.
+
+    In front of a Query it has a Sync of its own: its failure must not make PostgreSQL skip the Query.
+    """
+    cdef uint32_t began = e.scratch_used
+    cdef uint32_t size = 3 if is_empty else name.statement.size
+    cdef uint8_t owner = OWNER_RESET if is_query else OWNER_EXTRA
+    if out_is_full(e):
+        return
+    out_message(e, c'P', name.size + 1 + size)
+    out_copy(e, name.text, name.size)
+    out_copy(e, <const unsigned char*> b"\x00\x00\x00\x00", 4 if is_empty else 1)
+    out_add(e, began)
+    if not is_empty:
+        e.out[e.out_count].iov_base = name.statement.body   # (it lives as long as its name)
+        e.out[e.out_count].iov_len = size
+        e.out_count += 1
+    names_take(c.prepared, name)
+    note_change(e, s, CHANGE_FORGET, owner, NULL, name)
+    if is_query:
+        began = e.scratch_used
+        out_message(e, c'S', 0)
+        out_add(e, began)
+        session_frontend(&s.session, c'S', OWNER_RESET)
+    if is_empty:
+        s.flags |= HAS_PLACED
+
+
+cdef void place_all_names(Engine* e, Client* c, Server* s, bint is_query) noexcept nogil:
+    cdef uint32_t i = 0
+    while i < c.prepared.capacity and not out_is_full(e):
+        if c.prepared.buckets[i] == NULL:
+            i += 1
+        else:
+            place_name(e, c, s, c.prepared.buckets[i], is_query, False)
+
+
+cdef void forget_all(Engine* e, Server* s) noexcept nogil:
+    """DEALLOCATE ALL or DISCARD ALL was done: what is there came behind it, and is not answered yet."""
+    cdef Client* c = s.client
+    cdef Change* change
+    cdef Name* at
+    cdef Name* following
+    cdef uint32_t i
+    s.flags &= ~<uint32_t> HAS_STRAY_COPIES
+    if c == NULL or c.prepared == NULL:
+        return
+    change = s.changes.head
+    while change != NULL:
+        if change.kind == CHANGE_FORGET and change.name != NULL:
+            name_free(&e.statements, change.name)
+            change.name = NULL
+            change.kind = CHANGE_NOTHING
+        change = change.next
+    for i in range(c.prepared.capacity):
+        at = c.prepared.buckets[i]
+        while at != NULL:
+            following = at.next
+            change = s.changes.head
+            while change != NULL and not (
+                    (change.kind == CHANGE_DEFINE or change.kind == CHANGE_ALIAS) and change.name.size == at.size
+                    and memcmp(change.name.text, at.text, at.size) == 0):
+                change = change.next
+            if change == NULL:
+                names_take(c.prepared, at)
+                name_free(&e.statements, at)
+            at = following
 
 
 # -- answers -------------------------------------------------------------------------------------------

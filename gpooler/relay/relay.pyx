@@ -257,6 +257,7 @@ cdef class Relay:
         c.conn.id = client_id
         c.conn.flags = IS_UNIX if family == 0 else 0
         c.params = params_hold(parameters._set)
+        c.startup = params_hold(parameters._set) if r.maintain_params and not needs_setup else NULL
         c.pid = SYNTHETIC_PID | (self.worker << WORKER_SHIFT) | c.conn.index
         c.secret_size = <uint8_t> len(secret)
         memcpy(c.secret, PyBytes_AS_STRING(secret), len(secret))
@@ -586,7 +587,9 @@ cdef class Relay:
             c.conn.since_us - c.conn.born_us,
         )
         params_release(c.params)
+        params_release(c.startup)
         c.params = NULL
+        c.startup = NULL
         if c.conn.note != NULL:
             free(c.conn.note)
             c.conn.note = NULL

@@ -12,7 +12,7 @@ from gpooler.relay.reason cimport (
     REASON_SERVER_RECALLED, REASON_SERVER_RESET_FAILED,
 )
 from gpooler.relay.session cimport (
-    OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
+    OWNER_ASK, OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
     session_owner,
 )
 from gpooler.relay.system cimport SHUT_RDWR, SHUT_WR, pthread_mutex_lock, pthread_mutex_unlock, shutdown
@@ -70,7 +70,7 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         own_query(e, s, b"ROLLBACK", 9)
         return
     # Dirty.
-    if s.flags & IS_DIRTY and r.discard != DISCARD_NEVER:
+    if (s.flags & IS_DIRTY or s.pins) and r.discard != DISCARD_NEVER:
         if s.flags & HAS_DISCARDED:
             server_close(e, s, REASON_SERVER_RESET_FAILED)
             return
@@ -79,7 +79,11 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         r.words[counters.ROUTE_RESETS] += 1
         own_query(e, s, b"DISCARD ALL", 12)
         return
+    if s.touched_size:
+        server_close(e, s, REASON_SERVER_DIRTY_END)     # nobody knows any more what its settings are
+        return
     s.pins = 0
+    s.ends = 0
     s.flags &= ~<uint32_t> IS_DIRTY
     # PostgreSQL is closing it.
     if s.conn.flags & IS_HUNG_UP:
@@ -116,6 +120,8 @@ cdef void reset_answered(Engine* e, Server* s) noexcept nogil:
     cdef ParamSet* same
     if s.flags & HAS_DISCARDED and not s.flags & RESET_FAILED:
         s.flags &= ~<uint32_t> (IS_DIRTY | HAS_STRAY_COPIES)
+        s.pins = 0
+        untouch(s)
         copies_clear(&s.copies, &e.statements)
         nothing = params_empty()
         if nothing != NULL:
@@ -131,7 +137,7 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
     s.deadline_us = e.now_us + r.reset_timeout_us
     deadline(e, s.deadline_us)
     servers_active_gauge(r)
-    if r.mode == MODE_SESSION and c.flags & HAS_SPOKEN or r.discard == DISCARD_ALWAYS:
+    if r.mode == MODE_SESSION and c.flags & HAS_SPOKEN or r.discard == DISCARD_ALWAYS or s.touched_size:
         s.flags |= IS_DIRTY
     if session_owner(&s.session) == OWNER_DEPLOY:
         # What the deploy will have done is the client's, and nobody keeps account of it any more.
@@ -159,6 +165,8 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
             # Terminate followed its requests: PostgreSQL would have finished them. Cancel only later.
             s.deadline_us = e.now_us + r.reset_timeout_us // 2
             deadline(e, s.deadline_us)
+        elif session_owner(&s.session) == OWNER_ASK and s.session.length == 1:
+            pass                            # nothing of the client's runs
         elif session_owner(&s.session) == OWNER_DEPLOY and s.session.length > 1:
             s.flags |= CANCEL_AFTER_DEPLOY  # or it would hit the deploy, and what stands behind it run on
         else:
@@ -262,6 +270,7 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     s.conn.state = SERVER_CLOSED
     servers_active_gauge(r)
     session_free(&s.session)
+    untouch(s)
     r.words[counters.ERROR_BASE + s.conn.reason] += 1
     if not was_planned:
         count_for_recall(r)

@@ -48,6 +48,11 @@ cdef:
     uint32_t W_LOAD = _hash("load")
     uint32_t W_BEGIN = _hash("begin")
     uint32_t W_START = _hash("start")
+    uint32_t W_EXECUTE = _hash("execute")
+    uint32_t W_EXPLAIN = _hash("explain")
+    uint32_t W_UNLISTEN = _hash("unlisten")
+    uint32_t W_CLOSE = _hash("close")
+    uint32_t W_DROP = _hash("drop")
     uint32_t W_B = _hash("b")
     uint32_t W_E = _hash("e")
     uint32_t W_U = _hash("u")
@@ -61,6 +66,9 @@ cdef:
     uint32_t W_LOCK2 = _hash("pg_advisory_lock_shared")
     uint32_t W_LOCK3 = _hash("pg_try_advisory_lock")
     uint32_t W_LOCK4 = _hash("pg_try_advisory_lock_shared")
+    uint32_t W_UNLOCK1 = _hash("pg_advisory_unlock")
+    uint32_t W_UNLOCK2 = _hash("pg_advisory_unlock_shared")
+    uint32_t W_UNLOCK3 = _hash("pg_advisory_unlock_all")
 
 
 cdef void scan_begin(Scan* self, bint is_parse, bint is_conforming, uint8_t is_multibyte) noexcept nogil:
@@ -89,6 +97,10 @@ cdef void _keyword(Scan* self, uint32_t word) noexcept nogil:
             self.effects |= EFFECT_OPAQUE
         elif word == W_BEGIN or word == W_START:
             self.effects |= EFFECT_BEGIN
+        elif word == W_EXECUTE:
+            self.effects |= EFFECT_NAMES
+        elif word == W_UNLISTEN or word == W_CLOSE or word == W_DROP:
+            self.effects |= EFFECT_ENDS
     elif self.words == 2:
         # The exceptions are no reserved words: SET local.x = 1 and PREPARE transaction AS … name something.
         if self.first == W_SET:
@@ -115,6 +127,9 @@ cdef void _keyword(Scan* self, uint32_t word) noexcept nogil:
             self.effects |= EFFECT_HOLD
     elif word == W_UPDATE:
         self.has_update = 1
+    elif word == W_EXECUTE:
+        if self.first == W_EXPLAIN or self.first == W_CREATE:
+            self.effects |= EFFECT_NAMES
     self.previous = word
 
 
@@ -127,6 +142,8 @@ cdef void _word(Scan* self, bint is_quoted) noexcept nogil:
         self.effects |= EFFECT_SET
     elif word == W_LOCK1 or word == W_LOCK2 or word == W_LOCK3 or word == W_LOCK4:
         self.effects |= EFFECT_LOCK
+    elif word == W_UNLOCK1 or word == W_UNLOCK2 or word == W_UNLOCK3:
+        self.effects |= EFFECT_ENDS
     elif word == W_PG_TEMP:
         self.effects |= EFFECT_TEMP
     elif word == W_PG_SETTINGS and self.has_update:

@@ -6,13 +6,13 @@ from libc.string cimport memcpy
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
 from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, io_recv, iovec
-from gpooler.relay.params cimport ParamSet, params_hold, params_settle
+from gpooler.relay.params cimport Param, ParamSet, params_hold, params_settle
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_TERMINATED, REASON_SERVER_DEPLOY_FAILED, REASON_SERVER_DIRTY_END,
     REASON_SERVER_LOST, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_has_sync_point,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_has_sync_point,
     session_is_idle, session_owner, session_ready,
 )
 
@@ -86,6 +86,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef uint32_t length, whole
     cdef uint8_t kind, owner
     cdef int answered
+    cdef Param* mine
     cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
     while p < end:
         if s.conn.rx.left:
@@ -115,7 +116,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if length < 4 or length > MAX_MESSAGE:
             bad = True
             break
-        if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S' or (kind == c'E' and owner != OWNER_CLIENT)):
+        if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S' or (kind == c'E' and owner != OWNER_CLIENT)
+                                    or kind == c'D' and owner == OWNER_ASK
+                                    or kind == c'C' and s.flags & AWAITS_TAG):
             if <size_t> (end - p) < whole:
                 break
         elif kind == c'S':
@@ -133,19 +136,46 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             else:
                 bad = True
                 break
-        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET
+        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET or owner == OWNER_ASK
                    or (s.flags & DEPLOY_FAILED) != 0
                    or (owner == OWNER_EXTRA and s.session.has_change and kind != c'E'))
         if s.session.has_change and kind != c'E':
             change_answered(e, s, p)
         elif s.session.skipped:
             changes_skipped(e, s)
+        mine = NULL
+        if kind == c'S' and s.flags & HAS_RESETS and not is_ours and whole <= CHUNK - 64:
+            mine = own_status(s, c, p + HEADER, length - 4)
+            is_ours = mine != NULL
         if is_ours and c != NULL and not is_gone:
             is_gone = not to_client(e, c, pieces, &count, run, p)
-        if kind == c'S':
+        if mine != NULL:
+            note_server_parameter(e, s, p + HEADER, length - 4)
+            if is_news(c, mine) and not is_gone:
+                if count:
+                    count_out(r, pieces, count)
+                    is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
+                    count = 0
+                is_gone = is_gone or not tell(e, c, mine)
+        elif kind == c'S':
             if whole <= CHUNK - 64:
                 note_parameter(e, s, p + HEADER, length - 4)
+        elif kind == c'D' and owner == OWNER_ASK:
+            if whole <= CHUNK - 64:
+                question_answered(e, s, p + HEADER, length - 4)
+        elif kind == c'C' and s.flags & AWAITS_TAG:
+            if length == 19 and same_bytes(p + HEADER, b"DEALLOCATE ALL", 15):
+                forget_all(e, s)
+            elif length == 16 and same_bytes(p + HEADER, b"DISCARD ALL", 12):
+                forget_all(e, s)
         elif kind == c'E':
+            if owner == OWNER_ASK:
+                question_failed(e, s)
+            elif owner == OWNER_CLIENT or owner == OWNER_EXTRA:
+                if s.touched_size:
+                    s.flags |= TOUCHED_FAILED
+                if s.flags & HAS_PLACED:
+                    s.flags |= IS_DIRTY
             if owner == OWNER_DEPLOY:
                 s.flags |= DEPLOY_FAILED
                 if c != NULL:
@@ -153,7 +183,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             elif owner == OWNER_RESET and s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED):
                 s.flags |= RESET_FAILED
             elif c != NULL and is_last_group(&s.session):
-                c.flags &= ~<uint16_t> HAS_UNBOUND  # the Parse failed, or was skipped
+                c.flags &= ~<uint32_t> HAS_UNBOUND  # the Parse failed, or was skipped
         elif kind == c'Z':
             if length != 5:
                 bad = True
@@ -183,6 +213,12 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                         want_cancel(e, s)
                 elif c == NULL and s.flags & CANCEL_AFTER_DEPLOY and not session_is_idle(&s.session):
                     ask_cancel(e, s)
+                s.flags &= ~<uint32_t> CANCEL_AFTER_DEPLOY
+            elif answered == OWNER_ASK:
+                if s.asked_size or s.asked:
+                    question_failed(e, s)   # no row came, or one too long
+                if s.flags & CANCEL_AFTER_DEPLOY and not session_is_idle(&s.session):
+                    want_cancel(e, s)
                 s.flags &= ~<uint32_t> CANCEL_AFTER_DEPLOY
             else:
                 reset_answered(e, s)
@@ -215,6 +251,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if s.conn.state == SERVER_RESETTING and s.conn.rx.left == 0 and s.conn.hold == NULL:
             settle(e, s)
         return
+    if settled and (s.flags & (HAS_RESETS | AWAITS_TAG | HAS_PLACED | IS_CLEARED) or c.flags & CHANGES_LEXIS) \
+            and session_is_idle(&s.session):
+        settings_done(e, s, c)
     if c.conn.inject != NULL:
         inject_now(e, c)
         if s.client != c:
@@ -222,7 +261,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     if (c.flags & (IS_BLOCKED | AWAITS_DEPLOY) == IS_BLOCKED
             and (s.session.is_skipping or s.session.is_copy_in
                  or settled and not session_has_sync_point(&s.session))):
-        c.flags &= ~<uint16_t> IS_BLOCKED   # the answers it waited for are in, or will not come
+        c.flags &= ~<uint32_t> IS_BLOCKED   # the answers it waited for are in, or will not come
         client_work(e, c)
         if s.client != c:
             return
@@ -234,7 +273,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     elif s.flags & DEPLOY_FAILED:
         deploy_failed(e, s)
     elif c.flags & AWAITS_DEPLOY:
-        c.flags &= ~<uint16_t> (AWAITS_DEPLOY | IS_BLOCKED)
+        c.flags &= ~<uint32_t> (AWAITS_DEPLOY | IS_BLOCKED)
         client_work(e, c)
     elif c.flags & IN_SETUP:
         setup_done(e, c)
@@ -278,6 +317,7 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
     """The answers to a request are complete: can the server go to another client?"""
     cdef Client* c = s.client
     cdef Route* r = s.conn.route
+    cdef bint is_open
     if not session_is_idle(&s.session) or s.conn.rx.left or c.flags & IN_SETUP or s.flags & DEPLOY_FAILED:
         return
     if c.flags & IS_TERMINATED:
@@ -302,11 +342,16 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         return
     if r.mode == MODE_SESSION:
         return
-    if (s.session.status != c'I' or s.pins or s.cancelling or s.session.is_uncertain or c.flags & HAS_UNBOUND
-            or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size):
+    is_open = (s.session.status != c'I' or s.cancelling or s.session.is_uncertain or c.flags & HAS_UNBOUND
+               or c.conn.rx.left or s.conn.hold != NULL or s.conn.out.size)
+    if not is_open and has_question(s):
+        if ask(e, s):
+            return
+        question_failed(e, s)
+    if is_open or s.pins:
         if (c.flags & IS_BLOCKED and (s.pins or s.session.is_uncertain or c.flags & HAS_UNBOUND)
                 and not s.cancelling):
-            c.flags &= ~<uint16_t> IS_BLOCKED
+            c.flags &= ~<uint32_t> IS_BLOCKED
             client_work(e, c)
         return
     detach(e, s)
@@ -320,7 +365,7 @@ cdef void detach(Engine* e, Server* s) noexcept nogil:
     unbind(e, s)
     settle(e, s)
     if c.flags & IS_BLOCKED and c.conn.state == CLIENT_IDLE:
-        c.flags &= ~<uint16_t> IS_BLOCKED
+        c.flags &= ~<uint32_t> IS_BLOCKED
         client_work(e, c)
     else:
         resume_client(e, c)

@@ -39,6 +39,7 @@ cdef enum PointOwner:
     OWNER_DEPLOY = 1        # ours: session parameters before the client's request
     OWNER_RESET = 2         # ours: Sync, ROLLBACK, DISCARD after the client
     OWNER_EXTRA = 3         # ours: a Parse or Close among the client's messages; an error there is the client's
+    OWNER_ASK = 4           # ours: a question about the session's state
 
 
 cdef enum:
