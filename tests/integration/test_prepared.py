@@ -170,7 +170,7 @@ def test_a_meaning_that_depends_on_settings_is_not_shared(pool: Gpooler) -> None
             assert two.rows() == [["2020-01-02"]]
 
 
-def test_what_a_prepared_set_leaves_behind_stays_with_its_client(pool: Gpooler) -> None:
+def test_what_a_prepared_set_leaves_behind_goes_with_its_client(pool: Gpooler) -> None:
     with pool.raw().login() as one, pool.raw().login() as two, held(pool):
         one.send(parse("SET search_path = nowhere", "set") + SYNC)
         assert kinds(one) == "1Z"
@@ -180,7 +180,7 @@ def test_what_a_prepared_set_leaves_behind_stays_with_its_client(pool: Gpooler) 
         assert kinds(one) == "12CZ"
         assert one.query("SHOW search_path") == [["nowhere"]]
         assert two.query("SHOW search_path") != [["nowhere"]]
-        assert pool.route_count(RouteWord.PINS) == 1
+    assert unpinned(pool)
 
 
 def test_more_statements_than_a_server_keeps(pool: Gpooler) -> None:
