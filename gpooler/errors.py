@@ -131,6 +131,22 @@ class StatementPoolRefusal(ClientFault):
         )
 
 
+class SessionStateRefusal(ClientFault):
+    """State that cannot go from server to server, where the rule refuses it."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            "session state that outlives the transaction is refused in this pool",
+            detail="LISTEN, session advisory locks, temporary tables, cursors WITH HOLD and LOAD bind a session "
+            "to its server.",
+            hint='Use a pool of type "session", or session_state = "pin".',
+            cause=cause,
+        )
+
+
 class PreparedStatementRefusal(ClientFault):
     """A named prepared statement where the pool cannot keep it."""
 

@@ -23,6 +23,7 @@ class Reason(IntEnum):
     CLIENT_STALLED = 10  # left a message incomplete while holding a server
     SHUTDOWN = 11  # gpooler drains
     STATEMENT_POOL = 12  # opened a transaction in a statement pool
+    SESSION_STATE = 19  # made session state that its rule refuses
     # servers
     SERVER_LOST = 20  # closed by PostgreSQL or by the network
     SERVER_CONNECT = 21  # could not be reached, or refused the login

@@ -27,6 +27,7 @@ from gpooler.errors import (
     ServerConnectFailed,
     ServerLost,
     ServerProtocol,
+    SessionStateRefusal,
     StatementPoolRefusal,
 )
 from gpooler.log import LogContext, Logger, client_id, server_id
@@ -277,6 +278,8 @@ class Clients:
                 return QueryCancelled()
             case Reason.STATEMENT_POOL:
                 return StatementPoolRefusal()
+            case Reason.SESSION_STATE:
+                return SessionStateRefusal()
             case Reason.SERVER_LOST:
                 return ServerLost()
             case Reason.SERVER_PROTOCOL:

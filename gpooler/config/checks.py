@@ -18,6 +18,7 @@ from gpooler.config.words import (
     ConnectionType,
     Pool,
     PoolRouting,
+    SessionState,
     StorageType,
 )
 
@@ -266,7 +267,7 @@ def _idle_options(rule: RuleBody) -> Iterator[tuple[str, str]]:
         yield "connection_type", "never matches: TLS with clients is not built yet"
     if rule.connection_type is ConnectionType.LOCAL and rule.address is not None:
         yield "address", "never matches: a client of a Unix socket has no address"
-    if rule.pool_pin_on_listen:
+    if rule.pool_pin_on_listen and rule.session_state is not SessionState.ALLOW:
         yield "pool_pin_on_listen", "is so in any case"
     if not rule.maintain_params:
         for key in ("options", "application_name_add_host"):

@@ -22,11 +22,21 @@ from gpooler.config.values import (
     OptionalStr,
     OptionalTexts,
     Parameters,
+    Positive,
     Quantiles,
     Seconds,
     Str,
 )
-from gpooler.config.words import Authentication, ConnectionType, Pool, PoolRouting, Role, TargetSessionAttrs
+from gpooler.config.words import (
+    Authentication,
+    ConnectionType,
+    Pool,
+    PoolRouting,
+    Role,
+    SessionState,
+    SessionStateCheck,
+    TargetSessionAttrs,
+)
 
 KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
 PROBES_MOST = 127  # and more TCP_KEEPCNT
@@ -241,7 +251,31 @@ class RuleBody(Section):
     )
     pool_pin_on_listen: Bool = option(
         False,
-        "After LISTEN the client keeps its server. gpooler does so in any case, whatever this says.",
+        "After LISTEN the client keeps its server. gpooler does so in any case, unless session_state says allow.",
+        reload=Reload.RULE,
+    )
+    session_state: Annotated[SessionState, OneOf(SessionState)] = option(
+        SessionState.PIN,
+        "State that cannot go from server to server (LISTEN, session advisory locks, temporary tables, cursors "
+        "WITH HOLD, LOAD). pin: the client keeps its server until that state ends; refuse: error 0A000, and in a "
+        "transaction the end of the client; allow: nothing is done, and the next client of the server meets it.",
+        reload=Reload.RULE,
+    )
+    session_state_check: Annotated[SessionStateCheck, OneOf(SessionStateCheck)] = option(
+        SessionStateCheck.OPAQUE,
+        "When a server is asked, between transactions, what its session has that SQL does not show. opaque: "
+        "after DO, CALL and function calls of the protocol; always: after every transaction, which costs a "
+        "query of a millisecond or two; off: never.",
+        reload=Reload.RULE,
+    )
+    max_prepared_statements: Positive = option(
+        500,
+        "Named prepared statements of clients that a server keeps; the one used longest ago goes first.",
+        reload=Reload.RULE,
+    )
+    max_client_prepared_bytes: Positive = option(
+        16_777_216,
+        "Bytes of names and texts of one client's prepared statements; what goes beyond keeps its server.",
         reload=Reload.RULE,
     )
     pool_attach_check: Bool = option(

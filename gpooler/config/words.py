@@ -23,6 +23,22 @@ class Pool(StrEnum):
     STATEMENT = "statement"
 
 
+class SessionState(StrEnum):
+    """What becomes of session state that cannot go from server to server."""
+
+    PIN = "pin"
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class SessionStateCheck(StrEnum):
+    """When a server is asked what state its session has."""
+
+    OFF = "off"
+    OPAQUE = "opaque"
+    ALWAYS = "always"
+
+
 class PoolRouting(StrEnum):
     """Who may use a rule."""
 

@@ -21,6 +21,7 @@ from gpooler.client.clients import Clients
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
+from gpooler.config.words import SessionState, SessionStateCheck
 from gpooler.logs.queued import open_log
 from gpooler.net.resolve import Resolver
 from gpooler.net.tcp import tcp_settings
@@ -46,6 +47,11 @@ def run_worker(context: WorkerContext) -> int:
     if context.is_debug:
         faults.connect(f"worker {context.worker}")
     return Worker(context).run()
+
+
+# as the relay counts them (relay/engine.pxd: StateMode, CheckMode)
+STATE_MODES: Final = {mode: number for number, mode in enumerate(SessionState)}
+CHECK_MODES: Final = {mode: number for number, mode in enumerate(SessionStateCheck)}
 
 
 class Worker:
@@ -233,6 +239,11 @@ class Worker:
             attach_check=rule.pool_attach_check,
             maintain_params=rule.maintain_params,
             has_prepared=rule.pool_reserve_prepared_statement,
+            max_copies=rule.max_prepared_statements,
+            max_names_bytes=rule.max_client_prepared_bytes,
+            session_state=STATE_MODES[rule.session_state],
+            pin_on_listen=rule.pool_pin_on_listen,
+            state_check=CHECK_MODES[rule.session_state_check],
             log_query=rule.log_query or self._config.logging.log_query,
             pool_timeout_ms=rule.pool_timeout,
             pool_ttl_s=rule.pool_ttl,

@@ -12,12 +12,12 @@ from gpooler.relay.io cimport (
 from gpooler.relay.params cimport PARAM_REPORTED
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_PROTOCOL, REASON_CLIENT_TERMINATED, REASON_NONE,
-    REASON_STATEMENT_POOL,
+    REASON_SESSION_STATE, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.prepared cimport copies_clear
 from gpooler.relay.scanner cimport (
-    EFFECT_BEGIN, EFFECT_FORGET, EFFECT_NAMES, EFFECT_OPAQUE, EFFECT_PREPARE, EFFECT_READ, EFFECT_SESSION,
-    EFFECT_SET, scan_begin, scan_feed,
+    EFFECT_BEGIN, EFFECT_FORGET, EFFECT_LISTEN, EFFECT_NAMES, EFFECT_OPAQUE, EFFECT_PREPARE, EFFECT_READ,
+    EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
@@ -119,6 +119,15 @@ cdef inline bint is_known(uint8_t kind) noexcept nogil:
             or kind == c'f')
 
 
+cdef inline uint8_t refusal_of(Route* r, uint16_t effects) noexcept nogil:
+    """Why a text with these effects cannot run in this pool, if so."""
+    if r.mode == MODE_STATEMENT and effects & EFFECT_BEGIN:
+        return REASON_STATEMENT_POOL
+    if r.session_state == STATE_REFUSE and effects & EFFECT_STATE:
+        return REASON_SESSION_STATE
+    return REASON_NONE
+
+
 cdef inline bint is_small(uint8_t kind) noexcept nogil:
     """Messages that PostgreSQL bounds by MAX_SMALL_MESSAGE; a longer one would cost the server."""
     return (kind == c'S' or kind == c'E' or kind == c'D' or kind == c'C' or kind == c'H' or kind == c'c'
@@ -152,6 +161,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Route* r = c.conn.route
     cdef bint ended = False
     cdef int handling
+    cdef uint8_t reason
     cdef unsigned char* text
     out_begin(e)
     if s == NULL or c.flags & HAS_SPOKEN:
@@ -174,6 +184,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 take = c.conn.rx.left
             if c.flags & IS_SCANNING:
                 scan_feed(&c.scan, p, take)
+                if r.session_state == STATE_REFUSE and c.scan.effects & EFFECT_STATE:
+                    part_with_text(e, c, REASON_SESSION_STATE)  # seen too late to refuse the text alone
+                    return
                 pin_in_passing(e, c, c.scan.effects)
             p += take
             c.conn.rx.left -= <uint32_t> take
@@ -225,7 +238,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 if c.conn.rx.left:
                     c.flags |= IS_DROPPING
                 continue
-        if r.mode == MODE_STATEMENT and (kind == c'Q' or kind == c'P'):
+        if (r.mode == MODE_STATEMENT or r.session_state == STATE_REFUSE) and (kind == c'Q' or kind == c'P'):
             # Looked at before a byte goes out: the whole message, up to a chunk.
             need = length + 1
             if need > CHUNK - 64:
@@ -234,21 +247,25 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 break
             scan_begin(&c.scan, kind == c'P', c.params.is_conforming, c.params.is_multibyte)
             scan_feed(&c.scan, p + HEADER, need - HEADER)
-            # (What PostgreSQL skips up to a Sync opens no block.)
-            if c.scan.effects & EFFECT_BEGIN and not (s != NULL and s.session.is_skipping):
+            reason = refusal_of(r, c.scan.effects)
+            # (What PostgreSQL skips up to a Sync does nothing.)
+            if reason and not (s != NULL and s.session.is_skipping):
                 if s != NULL:
                     if not send_run(e, c, s, run, p, end, fresh):
                         return
                     if not session_is_idle(&s.session):
                         # earlier requests of the pipeline are answered first
                         if session_needs_sync(&s.session) or s.session.is_copy_in:
-                            part_with_text(e, c, REASON_STATEMENT_POOL)
+                            part_with_text(e, c, reason)
                             return
                         c.flags |= IS_BLOCKED
                         hold(e, &c.conn, p, end - p)
                         return
+                    if s.session.status != c'I':
+                        part_with_text(e, c, reason)
+                        return
                 hold(e, &c.conn, p, end - p)
-                refuse_request(e, c, REASON_STATEMENT_POOL)
+                refuse_request(e, c, reason)
                 return
         if s == NULL:
             if r.waiting.head == NULL:
@@ -341,7 +358,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         elif kind == c'B':
             c.flags &= ~<uint32_t> HAS_UNBOUND
         elif kind == c'F':
-            s.flags |= IS_DIRTY             # a function of any kind, called by its number
+            opaque(s)                       # a function of any kind, called by its number
         p += HEADER
     if s != NULL:
         if not send_run(e, c, s, run, p, end, fresh):
@@ -381,7 +398,7 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     out_begin(e)
     if i == 0:
         return True
-    c.flags |= HAS_SPOKEN
+    c.flags |= HAS_SPOKEN | UNCHECKED
     if conn_write(e, &s.conn, &e.out[first], i, &accepted):
         return True
     if fresh == NULL:
@@ -402,18 +419,16 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
 
 
 cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
-    """Session state that cannot move yet (Effect bits) keeps the server with its client.
-
-    What nobody can see into does not: the server is discarded after it.
-    """
+    """Session state that cannot move (Effect bits) keeps the server with its client."""
     cdef Server* s = c.server
     if s == NULL:
         return
     if effects & EFFECT_OPAQUE:
-        s.flags |= IS_DIRTY
-        s.flags &= ~<uint32_t> IS_CLEARED
+        opaque(s)
+    if c.conn.route.session_state == STATE_ALLOW:
+        effects &= ~<uint16_t> (EFFECT_STATE & ~EFFECT_LISTEN if c.conn.route.pin_on_listen else EFFECT_STATE)
     effects &= EFFECT_SESSION
-    s.asked &= ~effects                 # what the question says is older
+    s.newer |= effects                  # than a question under way
     if effects:
         s.flags &= ~<uint32_t> IS_CLEARED
     if not effects & ~s.pins:
@@ -423,6 +438,13 @@ cdef void pin(Engine* e, Client* c, uint16_t effects) noexcept nogil:
     s.pins |= effects
     if c.conn.route.mode != MODE_SESSION:
         raise_event(e, &s.conn, EVENT_PINNED)
+
+
+cdef inline void opaque(Server* s) noexcept nogil:
+    """Something ran that nobody can see into."""
+    if s.conn.route.state_check != CHECK_OFF:
+        s.flags |= NEEDS_CHECK
+    s.flags &= ~<uint32_t> IS_CLEARED
 
 
 cdef void pin_in_passing(Engine* e, Client* c, uint16_t effects) noexcept nogil:

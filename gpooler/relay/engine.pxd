@@ -48,8 +48,6 @@ cdef enum:
     GATHER_US = 500                 # … or so much time since the last read
     GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
     MAX_GATHERING = 64
-    MAX_COPIES = 500                # prepared statements on a server
-    MAX_NAMES_BYTES = 16777216      # of a client's; what it prepares beyond that keeps its server
     MAX_TOUCHED = 1024              # bytes of names of settings; with more of them the client keeps its server
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
@@ -118,6 +116,7 @@ cdef enum ClientFlag:
     MAY_MEET_UNNAMED = 16384    # its server may have a stranger's unnamed statement
     NEEDS_DEPLOY = 32768        # what it expects is not what its server has, before its next request
     CHANGES_LEXIS = 65536       # sent a Parse after which other texts may be read otherwise
+    UNCHECKED = 131072          # ran something since its server was last asked what its session has
 
 
 cdef enum ServerFlag:
@@ -141,6 +140,7 @@ cdef enum ServerFlag:
     IS_CLEARED = 131072         # DISCARD ALL was sent, and nothing with an effect after it
     HAS_PLACED = 262144         # an empty statement waits for its DEALLOCATE: an error would leave it there
     AWAITS_TAG = 524288         # DEALLOCATE ALL or DISCARD ALL was sent: its CommandComplete is looked at
+    NEEDS_CHECK = 1048576       # something opaque ran: the server is to be asked what its session has
 
 
 cdef enum PoolMode:
@@ -153,6 +153,18 @@ cdef enum DiscardMode:
     DISCARD_DIRTY = 0           # pool_discard unset
     DISCARD_ALWAYS = 1
     DISCARD_NEVER = 2
+
+
+cdef enum StateMode:            # session_state
+    STATE_PIN = 0
+    STATE_REFUSE = 1
+    STATE_ALLOW = 2
+
+
+cdef enum CheckMode:            # session_state_check
+    CHECK_OFF = 0
+    CHECK_OPAQUE = 1
+    CHECK_ALWAYS = 2
 
 
 cdef enum EventBit:
@@ -239,6 +251,7 @@ cdef struct Server:
     uint16_t pins               # scanner.Effect bits
     uint16_t ends               # those of them that may be over
     uint16_t asked              # those that the question under way is about
+    uint16_t newer              # those that came behind it
     uint16_t cancelling         # cancel requests under way
     uint8_t secret_size
     unsigned char secret[32]
@@ -268,6 +281,11 @@ cdef struct Route:
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
     uint8_t has_prepared        # named prepared statements go with the client from server to server
+    uint8_t session_state       # StateMode
+    uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
+    uint8_t state_check         # CheckMode
+    uint32_t max_copies         # prepared statements on a server
+    uint64_t max_names_bytes    # of one client's names and texts; what it prepares beyond that keeps its server
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
     uint32_t recall_due         # servers to give up at their next release
     uint32_t evict_due          # servers to close then, for another route under the same cap

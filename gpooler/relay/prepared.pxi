@@ -109,7 +109,7 @@ cdef void note_change(Engine* e, Server* s, uint8_t kind, uint8_t owner, Stateme
 
 cdef void make_room(Engine* e, Server* s) noexcept nogil:
     cdef Statement* oldest
-    if s.copies.count < MAX_COPIES:
+    if s.copies.count < s.conn.route.max_copies:
         return
     oldest = s.copies.oldest.statement
     oldest.references += 1
@@ -258,7 +258,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
         if c.prepared == NULL:
             return AS_IT_IS
     mine = name_new(name, size, NULL)
-    if mine == NULL or c.prepared.bytes > MAX_NAMES_BYTES:
+    if mine == NULL or c.prepared.bytes > c.conn.route.max_names_bytes:
         if mine != NULL:
             name_free(&e.statements, mine)
         return AS_IT_IS

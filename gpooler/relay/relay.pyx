@@ -196,7 +196,9 @@ cdef class Relay:
         self.post(self.command(COMMAND_STOP))
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, discard, bint can_cancel, bint can_rollback,
-                   bint attach_check, bint maintain_params, bint has_prepared, bint log_query, uint64_t pool_timeout_ms,
+                   bint attach_check, bint maintain_params, bint has_prepared, uint32_t max_copies,
+                   uint64_t max_names_bytes, uint8_t session_state, bint pin_on_listen, uint8_t state_check,
+                   bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never."""
         cdef Route* r
@@ -217,6 +219,11 @@ cdef class Relay:
         r.attach_check = attach_check
         r.maintain_params = maintain_params
         r.has_prepared = has_prepared and mode != MODE_SESSION
+        r.max_copies = max_copies
+        r.max_names_bytes = max_names_bytes
+        r.session_state = session_state
+        r.pin_on_listen = pin_on_listen
+        r.state_check = state_check
         r.log_query = log_query
         r.pool_timeout_us = pool_timeout_ms * 1000
         r.pool_ttl_us = pool_ttl_s * 1000000

@@ -84,7 +84,7 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         return
     s.pins = 0
     s.ends = 0
-    s.flags &= ~<uint32_t> IS_DIRTY
+    s.flags &= ~<uint32_t> (IS_DIRTY | NEEDS_CHECK)
     # PostgreSQL is closing it.
     if s.conn.flags & IS_HUNG_UP:
         server_close(e, s, REASON_SERVER_LOST)
@@ -119,7 +119,7 @@ cdef void reset_answered(Engine* e, Server* s) noexcept nogil:
     cdef ParamSet* nothing
     cdef ParamSet* same
     if s.flags & HAS_DISCARDED and not s.flags & RESET_FAILED:
-        s.flags &= ~<uint32_t> (IS_DIRTY | HAS_STRAY_COPIES)
+        s.flags &= ~<uint32_t> (IS_DIRTY | HAS_STRAY_COPIES | NEEDS_CHECK)
         s.pins = 0
         untouch(s)
         copies_clear(&s.copies, &e.statements)
@@ -137,7 +137,8 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
     s.deadline_us = e.now_us + r.reset_timeout_us
     deadline(e, s.deadline_us)
     servers_active_gauge(r)
-    if r.mode == MODE_SESSION and c.flags & HAS_SPOKEN or r.discard == DISCARD_ALWAYS or s.touched_size:
+    if r.mode == MODE_SESSION and c.flags & HAS_SPOKEN or r.discard == DISCARD_ALWAYS or s.touched_size \
+            or s.flags & NEEDS_CHECK:
         s.flags |= IS_DIRTY
     if session_owner(&s.session) == OWNER_DEPLOY:
         # What the deploy will have done is the client's, and nobody keeps account of it any more.

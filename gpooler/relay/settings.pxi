@@ -11,7 +11,7 @@ differ, the difference is deployed before the client's next request, and the cli
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memchr, memcmp, memcpy, strlen
 
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK, iovec
@@ -224,6 +224,13 @@ cdef enum:
     ASKED_KINDS = 5
 
 
+# Its last column, with what to leave out at its end: of the settings that the session changed, all that are shown.
+cdef const char* SETTINGS_QUESTION = (
+    b"(SELECT pg_catalog.string_agg(name||E'\\x01'||pg_catalog.current_setting(name)||E'\\x02','')"
+    b" FROM pg_catalog.pg_settings WHERE source='session' AND name NOT LIKE 'transaction\\_%'),"
+)
+
+
 cdef uint16_t asked_kind(int i) noexcept nogil:
     if i == 0:
         return EFFECT_LISTEN
@@ -258,8 +265,27 @@ cdef inline uint32_t put_text_at(unsigned char* at, const char* text) noexcept n
     return size
 
 
-cdef bint has_question(Server* s) noexcept nogil:
-    return s.touched_size != 0 or (s.pins & s.ends) != 0
+cdef inline bint has_question(Server* s) noexcept nogil:
+    return (s.touched_size != 0 or (s.pins & s.ends) != 0 or s.flags & NEEDS_CHECK
+            or s.conn.route.state_check == CHECK_ALWAYS and s.client.flags & UNCHECKED)
+
+
+cdef void touch_hidden(Server* s) noexcept nogil:
+    """Settings that the session has and pg_settings does not show: of their own names, and the role."""
+    cdef uint32_t i
+    cdef Param* p
+    if s.touched == NULL:
+        s.touched = <unsigned char*> malloc(MAX_TOUCHED)
+    if s.touched == NULL:
+        return
+    for i in range(s.params.count):
+        p = s.params.items[i]
+        if (memchr(p.text, c'.', p.name_size) != NULL
+                or params_is_same_name(p.text, p.name_size, <const unsigned char*> b"role", 4)) \
+                and s.touched_size + p.name_size + 2 <= MAX_TOUCHED:
+            s.touched[s.touched_size] = SETTING_SET
+            memcpy(s.touched + s.touched_size + 1, p.text, p.name_size + 1)
+            s.touched_size += p.name_size + 2
 
 
 cdef bint ask(Engine* e, Server* s) noexcept nogil:
@@ -267,7 +293,13 @@ cdef bint ask(Engine* e, Server* s) noexcept nogil:
     cdef unsigned char* text = e.question
     cdef uint32_t size = HEADER, at = 0, length
     cdef int i, written
-    s.asked = s.pins & s.ends
+    cdef bint is_full = s.flags & NEEDS_CHECK or s.conn.route.state_check == CHECK_ALWAYS
+    s.asked = EFFECT_LISTEN | EFFECT_LOCK | EFFECT_HOLD | EFFECT_PREPARE | EFFECT_TEMP if is_full else s.pins & s.ends
+    s.newer = 0
+    if is_full:
+        touch_hidden(s)
+    s.flags &= ~<uint32_t> NEEDS_CHECK
+    s.client.flags &= ~<uint32_t> UNCHECKED
     s.asked_size = s.touched_size
     s.ends = 0
     size += put_text_at(text + size, b"SELECT ")
@@ -287,6 +319,8 @@ cdef bint ask(Engine* e, Server* s) noexcept nogil:
             size += put_text_at(text + size, asked_text(i))
             text[size] = c','
             size += 1
+    if is_full:
+        size += put_text_at(text + size, SETTINGS_QUESTION)
     text[size - 1] = 0
     text[0] = c'Q'
     put_u32(text + 1, size - 1)
@@ -315,13 +349,60 @@ cdef void question_answered(Engine* e, Server* s, const unsigned char* body, uin
         else:
             while i < ASKED_KINDS and not s.asked & asked_kind(i):
                 i += 1
-            if value_size == 1 and at[0] == c'f':
-                s.pins &= ~asked_kind(i)
+            if i == ASKED_KINDS:
+                learn_all(e, s, at, value_size)
+            elif value_size == 1 and at[0] == c'f':
+                s.pins &= ~(asked_kind(i) & ~s.newer)
+            elif s.client != NULL:
+                pin(e, s.client, asked_kind(i) & ~<uint16_t> EFFECT_PARSE)
             i += 1
         if value_size > 0:
             at += value_size
     s.asked = 0
     forget_asked(s)
+
+
+cdef void learn_all(Engine* e, Server* s, const unsigned char* list, int32_t size) noexcept nogil:
+    """Every setting that the session changed and PostgreSQL shows: name, 1, value, 2."""
+    cdef const unsigned char* end = list + size if size > 0 else list
+    cdef const unsigned char* at = list
+    cdef const unsigned char* name
+    cdef const unsigned char* value
+    cdef ParamSet* before = params_hold(s.params)
+    cdef Param* p
+    cdef bint is_changed
+    cdef uint32_t i
+    # what the session had and has no more; a name with a dot is not shown, nor is the role
+    for i in range(before.count):
+        p = before.items[i]
+        if p.flags & PARAM_REPORTED or memchr(p.text, c'.', p.name_size) != NULL or (
+                params_is_same_name(p.text, p.name_size, <const unsigned char*> b"role", 4)):
+            continue
+        is_changed = False
+        at = list
+        while at < end and not is_changed:
+            name = at
+            value = <const unsigned char*> memchr(at, 1, end - at)
+            if value == NULL:
+                break
+            is_changed = params_is_same_name(name, <uint32_t> (value - name), p.text, p.name_size)
+            at = <const unsigned char*> memchr(value, 2, end - value)
+            at = end if at == NULL else at + 1
+        if not is_changed:
+            learn(e, s, p.text, p.name_size, NULL, -1)
+    at = list
+    while at < end:
+        name = at
+        value = <const unsigned char*> memchr(at, 1, end - at)
+        if value == NULL:
+            break
+        at = <const unsigned char*> memchr(value, 2, end - value)
+        if at == NULL:
+            break
+        if params_find(s.params, name, <uint32_t> (value - name)) == NULL:
+            learn(e, s, name, <uint32_t> (value - name), value + 1, <int32_t> (at - value - 1))
+        at += 1
+    params_release(before)
 
 
 cdef void forget_asked(Server* s) noexcept nogil:

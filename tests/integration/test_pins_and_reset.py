@@ -19,7 +19,6 @@ STATES = {
         "SELECT setting FROM pg_settings WHERE name = 'work_mem'",
         "4096",
     ),
-    "authorization": ("SET SESSION AUTHORIZATION postgres", "SELECT session_user", "trust_user"),
     "prepare": ("PREPARE p AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements", "0"),
     "listen": ("LISTEN ear", "SELECT count(*) FROM pg_listening_channels()", "0"),
     "table": (

@@ -326,3 +326,119 @@ def test_a_pin_stays_while_something_is_left(postgres: Postgres, gpooler_factory
         two.send(query("SELECT 1"))
         client.query("UNLISTEN b")
         assert two.rows() == [["1"]]
+
+
+# --- session_state ------------------------------------------------------------------------------------
+
+
+STATES = [
+    "LISTEN ear",
+    "SELECT pg_advisory_lock(1)",
+    "CREATE TEMP TABLE t (n int)",
+    "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "LOAD 'plpgsql'",
+]
+
+
+@pytest.mark.parametrize("sql", STATES)
+def test_session_state_refused(postgres: Postgres, gpooler_factory: Factory, send: Send, sql: str) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "session_state": "refuse"})
+    with gpooler.raw().login() as client:
+        for _ in range(2):
+            client.send(query("SELECT 1") + send(sql))
+            assert tags(client) == ["SELECT 1"]
+            assert tags(client) == ["0A000"]
+        assert client.query("SELECT 2") == [["2"]]
+        with gpooler.raw().login() as other:
+            assert other.query("SELECT 3") == [["3"]]
+        client.query("BEGIN")
+        client.send(send(sql))
+        last = client.read_to_end()[-1].fields()
+        assert (last["S"], last["C"]) == ("FATAL", "0A000")
+    with gpooler.raw().login() as client:
+        client.send(query("SELECT 1 /* " + "x" * 300_000 + " */; " + sql))
+        last = client.read_to_end()[-1].fields()
+        assert (last["S"], last["C"]) == ("FATAL", "0A000")
+        with gpooler.raw().login() as other:
+            assert other.query("SELECT 3") == [["3"]]
+
+
+@pytest.mark.parametrize("sql", STATES[:4])
+def test_session_state_allowed(postgres: Postgres, gpooler_factory: Factory, send: Send, sql: str) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "session_state": "allow"})
+    with gpooler.raw().login() as client, gpooler.raw().login() as other:
+        client.send(send(sql))
+        tags(client)
+        assert other.query("SELECT 1") == [["1"]]
+        assert gpooler.route_count(RouteWord.PINS) == 0
+
+
+def test_listen_pins_where_it_shall(postgres: Postgres, gpooler_factory: Factory) -> None:
+    rule = {"pool_size": 2, "session_state": "allow", "pool_pin_on_listen": True}
+    gpooler = gpooler_factory(postgres, rule=rule)
+    with gpooler.raw().login() as client:
+        client.query("LISTEN ear")
+        assert gpooler.route_count(RouteWord.PINS) == 1
+
+
+OPAQUE = {
+    "lock": ("PERFORM pg_advisory_lock(7)", 1),
+    "temp": ("CREATE TEMP TABLE hidden (n int)", 1),
+    "listen": ("LISTEN ear", 1),
+    "nothing": ("PERFORM 1", 0),
+    "setting": ("PERFORM set_config('work_mem', '5MB', false)", 0),
+}
+
+
+@pytest.mark.parametrize("kind", OPAQUE)
+def test_what_a_block_does_is_asked_for(pool: Gpooler, send: Send, kind: str) -> None:
+    body, pins = OPAQUE[kind]
+    with pool.raw().login() as client, pool.raw().login() as other:
+        client.send(send(f"DO $$BEGIN {body}; END$$"))
+        assert tags(client) == ["DO"]
+        assert other.query("SHOW work_mem") == [["4MB"]]
+        assert client.query("SHOW work_mem") == [["5MB" if kind == "setting" else "4MB"]]
+        with pool.raw().login() as holder:
+            holder.query("BEGIN")
+            assert client.query("SHOW work_mem") == [["5MB" if kind == "setting" else "4MB"]]
+        assert pool.route_count(RouteWord.PINS) == pins
+        assert pool.route_count(RouteWord.RESETS) == 0
+
+
+def test_what_a_block_resets_is_gone(pool: Gpooler) -> None:
+    with pool.raw().login() as client:
+        client.query("SET work_mem = '5MB'; SET my.thing = 'x'")
+        client.query("DO $$BEGIN RESET work_mem; PERFORM set_config('my.thing', 'y', false); END$$")
+        with pool.raw().login() as holder:
+            holder.query("BEGIN")
+            assert client.query("SHOW work_mem") == [["4MB"]]
+            assert client.query("SHOW my.thing") == [["y"]]
+
+
+def test_every_transaction_can_be_asked_about(postgres: Postgres, gpooler_factory: Factory, send: Send) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 2, "session_state_check": "always"})
+    with gpooler.raw().login() as client:
+        client.query(
+            "CREATE OR REPLACE FUNCTION hides() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(9)'"
+        )
+        assert gpooler.route_count(RouteWord.PINS) == 0
+        client.send(send("SELECT hides()"))
+        assert tags(client) == ["SELECT 1"]
+        client.query("DROP FUNCTION hides()")
+        assert gpooler.route_count(RouteWord.PINS) == 1
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "session_state_check": "off"})
+    with gpooler.raw().login() as client, gpooler.raw().login() as other:
+        client.query("DO $$BEGIN PERFORM set_config('work_mem', '5MB', false); END$$")
+        assert other.query("SHOW work_mem") == [["5MB"]]
+
+
+@pytest.mark.parametrize("option", ["max_prepared_statements", "max_client_prepared_bytes"])
+def test_the_limits_of_prepared_statements(postgres: Postgres, gpooler_factory: Factory, option: str) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, option: 5})
+    with gpooler.raw().login() as client:
+        define(client, *(f"n{n}" for n in range(12)))
+        for n in (0, 11, 5, 0):
+            assert value(client, f"n{n}") == f"n{n}"
+        count = int(client.query("SELECT count(*) FROM pg_prepared_statements")[0][0] or 0)
+        assert count == (5 if option == "max_prepared_statements" else 12)
+        assert gpooler.route_count(RouteWord.PINS) == (option == "max_client_prepared_bytes")

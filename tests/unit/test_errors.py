@@ -18,6 +18,7 @@ EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.AuthenticationFailed("app", cause="wrong password"), "FATAL", "28P01"),
     (errors.NoRule("orders", "app"), "FATAL", "3D000"),
     (errors.StatementPoolRefusal(), "ERROR", "0A000"),
+    (errors.SessionStateRefusal(), "ERROR", "0A000"),
     (errors.PreparedStatementRefusal(), "ERROR", "0A000"),
     (errors.QueryCancelled(), "ERROR", "57014"),
     (errors.ClientMaxReached(100), "FATAL", "53300"),
