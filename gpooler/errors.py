@@ -140,8 +140,8 @@ class SessionStateRefusal(ClientFault):
     def __init__(self, *, cause: str = "") -> None:
         super().__init__(
             "session state that outlives the transaction is refused in this pool",
-            detail="LISTEN, session advisory locks, temporary tables, cursors WITH HOLD and LOAD bind a session "
-            "to its server.",
+            detail="LISTEN, session advisory locks, temporary tables, cursors WITH HOLD and LOAD bind a "
+            "session to its server.",
             hint='Use a pool of type "session", or session_state = "pin".',
             cause=cause,
         )

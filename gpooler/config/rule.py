@@ -251,14 +251,16 @@ class RuleBody(Section):
     )
     pool_pin_on_listen: Bool = option(
         False,
-        "After LISTEN the client keeps its server. gpooler does so in any case, unless session_state says allow.",
+        "After LISTEN the client keeps its server. gpooler does so in any case, unless session_state says "
+        "allow.",
         reload=Reload.RULE,
     )
     session_state: Annotated[SessionState, OneOf(SessionState)] = option(
         SessionState.PIN,
-        "State that cannot go from server to server (LISTEN, session advisory locks, temporary tables, cursors "
-        "WITH HOLD, LOAD). pin: the client keeps its server until that state ends; refuse: error 0A000, and in a "
-        "transaction the end of the client; allow: nothing is done, and the next client of the server meets it.",
+        "State that cannot go from server to server (LISTEN, session advisory locks, temporary tables, "
+        "cursors WITH HOLD, LOAD). pin: the client keeps its server until that state ends; refuse: error "
+        "0A000, and in a transaction the end of the client; allow: nothing is done, and the next client of "
+        "the server meets it.",
         reload=Reload.RULE,
     )
     session_state_check: Annotated[SessionStateCheck, OneOf(SessionStateCheck)] = option(

@@ -36,7 +36,8 @@ cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32
     note_status(e, s, body, size, True)
 
 
-cdef void note_server_parameter(Engine* e, Server* s, const unsigned char* body, uint32_t size) noexcept nogil:
+cdef void note_server_parameter(Engine* e, Server* s, const unsigned char* body,
+                                uint32_t size) noexcept nogil:
     """The same where the client expects something else."""
     note_status(e, s, body, size, False)
 

@@ -55,11 +55,15 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
     # What cannot be sent on must fit a chunk, with what is held already.
     if c.conn.hold != NULL:
         held = c.conn.hold.end - c.conn.hold.start
-    if (c.server != NULL and c.conn.route.mode != MODE_STATEMENT
-            and (c.prepared == NULL or c.conn.rx.left >= READ_SIZE)):
+    if c.server == NULL or c.conn.route.mode == MODE_STATEMENT:
+        room = CHUNK - held
+    elif c.server.session.is_copy_in:
         room = READ_SIZE
     else:
-        room = CHUNK - held
+        # what stands behind this message may have to wait for its answer
+        room = c.conn.rx.left + CHUNK - held
+        if room > READ_SIZE:
+            room = READ_SIZE
     got = io_recv(c.conn.fd, at, room)
     if got == -1:
         c.conn.flags &= ~<uint16_t> IS_READABLE
@@ -329,10 +333,13 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 if kind == c'P':
                     text = <unsigned char*> memchr(text, 0, take)
                     text = p + HEADER + take if text == NULL else text + 1
-                handling = read_text(e, c, s, &run, p, text, <uint32_t> (p + HEADER + take - text), c.scan.effects)
+                handling = read_text(e, c, s, &run, p, end, text, <uint32_t> (p + HEADER + take - text),
+                                     c.scan.effects)
                 if handling == BLOCKED:
                     c.flags |= IS_BLOCKED
                     break
+                if <size_t> (end - p) > length + CHUNK:
+                    handling = AS_IT_IS     # (behind a COPY: too much is here already to hold it back)
             elif c.scan.effects:
                 pin(e, c, c.scan.effects)
             if c.flags & CHANGES_LEXIS and not c.scan.effects & EFFECT_SET:

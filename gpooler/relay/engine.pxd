@@ -48,7 +48,8 @@ cdef enum:
     GATHER_US = 500                 # … or so much time since the last read
     GATHER_LEAST = 16384            # less by then: it was the end, or the stream is slow
     MAX_GATHERING = 64
-    MAX_TOUCHED = 1024              # bytes of names of settings; with more of them the client keeps its server
+    # bytes of names of settings; with more of them the client keeps its server
+    MAX_TOUCHED = 1024
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
@@ -285,7 +286,8 @@ cdef struct Route:
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
     uint8_t state_check         # CheckMode
     uint32_t max_copies         # prepared statements on a server
-    uint64_t max_names_bytes    # of one client's names and texts; what it prepares beyond that keeps its server
+    # of one client's names and texts; what it prepares beyond that keeps its server
+    uint64_t max_names_bytes
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
     uint32_t recall_due         # servers to give up at their next release
     uint32_t evict_due          # servers to close then, for another route under the same cap
@@ -371,7 +373,7 @@ cdef struct Engine:
     uint32_t deploy_size
     bint deploy_waits           # the request goes out only when the deploy was accepted
     Statements statements
-    # what a client's bytes become, while they are worked on: pieces for its server, the first one for a deploy
+    # what a client's bytes become, while they are worked on: pieces for its server, the first for a deploy
     iovec out[64]
     int out_count
     unsigned char* scratch

@@ -58,9 +58,10 @@ cdef ParamSet* params_settle(ParamSet* server, ParamSet* client) noexcept nogil
 # The simple query (no header, NUL at the end) that turns a server with `has` into one with `wants`.
 # Returns its size, 0 when nothing differs, -1 when it would not fit.
 cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* out, int capacity) noexcept nogil
-# A string literal of these bytes that no setting of the session can read otherwise: its size, -1 when it would
-# not fit.
-cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* out, int capacity) noexcept nogil
+# A string literal of these bytes that no setting of the session can read otherwise: its size, -1 when it
+# would not fit.
+cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* out,
+                        int capacity) noexcept nogil
 # NULL when absent; it lives as long as the set.
 cdef Param* params_find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil
 cdef bint params_is_same_name(const unsigned char* a, uint32_t a_size,

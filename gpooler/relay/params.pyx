@@ -445,7 +445,8 @@ cdef void _literal(Out* out, const unsigned char* text, uint32_t size) noexcept 
     _put(out, b"','hex'),pg_catalog.getdatabaseencoding())")
 
 
-cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* buffer, int capacity) noexcept nogil:
+cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char* buffer,
+                        int capacity) noexcept nogil:
     cdef Out out
     out.data = buffer
     out.size = 0

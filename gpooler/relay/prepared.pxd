@@ -5,7 +5,7 @@ which it was parsed, interned, so that two clients mean the same record. On a se
 all that, keyed with a secret of this gpooler: no client can name, or guess, what another one has prepared.
 
     client   names    name → statement      what it has prepared
-    server   copies   set of statements     what PostgreSQL has under their hashed names, the latest used first
+    server   copies   set of statements     what PostgreSQL has under hashed names, the latest used first
 
 Messages are sent before the answers to earlier ones are in. So both tables run ahead of PostgreSQL, and each
 step leaves a *change* in a FIFO, which is committed when PostgreSQL has answered and taken back, the last one
@@ -102,7 +102,8 @@ cdef void statements_free(Statements* self) noexcept nogil
 cdef Name* name_new(const unsigned char* text, uint32_t size, Statement* statement) noexcept nogil
 cdef Name* names_find(Names* self, const unsigned char* text, uint32_t size) noexcept nogil
 # Takes over the caller's reference. NULL without memory.
-cdef Name* names_add(Names* self, const unsigned char* text, uint32_t size, Statement* statement) noexcept nogil
+cdef Name* names_add(Names* self, const unsigned char* text, uint32_t size,
+                     Statement* statement) noexcept nogil
 # Out of the table; the name is the caller's.
 cdef void names_take(Names* self, Name* name) noexcept nogil
 cdef void names_put_back(Names* self, Name* name) noexcept nogil

@@ -8,8 +8,8 @@ from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK, MAX_PIECES, iovec
 from gpooler.relay.params cimport PARAM_READ_ONLY
 from gpooler.relay.prepared cimport (
-    CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name, Names,
-    STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
+    CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name,
+    Names, STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
     copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
     statement_of, statement_release,
 )
@@ -203,9 +203,13 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     if kind == c'P' and s.pins & EFFECT_PREPARE and (
             c.prepared == NULL or names_find(c.prepared, name, <uint32_t> (stop - name)) == NULL):
         return AS_IT_IS                 # among names that SQL gave
-    if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:
-        # Behind a Sync it matters whether what was prepared or closed before it came to pass.
+    if ((s.changes.head != NULL or s.session.has_copy_end) and session_has_sync_point(&s.session)
+            and not s.session.is_uncertain and end - p <= CHUNK):
+        # Behind a Sync it matters whether what was prepared or closed before it came to pass, and behind a
+        # COPY whether the answers can be told apart.
         return BLOCKED
+    if s.session.is_uncertain:
+        return prepared_in_doubt(e, c, s, kind, name, <uint32_t> (stop - name))
     if kind == c'P':
         if not is_whole:
             return missing
@@ -229,7 +233,7 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     begin_here(e, run, p)
     statement = known.statement
     if statement.effects & EFFECT_READ and kind == c'B':
-        read_text(e, c, s, run, p, statement.body, statement.size, statement.effects)
+        read_text(e, c, s, run, p, end, statement.body, statement.size, statement.effects)
     else:
         pin(e, c, statement.effects)
     need_copy(e, s, statement)
@@ -243,6 +247,18 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     out_add(e, began)
     e.taken = <uint32_t> (stop + 1 - p)
     return HEADED
+
+
+cdef int prepared_in_doubt(Engine* e, Client* c, Server* s, uint8_t kind, unsigned char* name,
+                           uint32_t size) noexcept nogil:
+    """Nobody can tell the answers apart any more, and the client keeps this server: names are its own."""
+    cdef Name* known
+    if c.prepared != NULL:
+        known = names_find(c.prepared, name, size)
+        if known != NULL:
+            names_take(c.prepared, known)
+            name_free(&e.statements, known)
+    return AS_IT_IS
 
 
 cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned char* stop,
@@ -265,6 +281,8 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     if names_find(c.prepared, name, size) != NULL:
         # Have PostgreSQL refuse it in its own words; what that leaves behind is discarded.
         name_free(&e.statements, mine)
+        out_close(e, name, size + 1)
+        note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
         began = e.scratch_used
         out_message(e, c'P', size + 4)
         out_copy(e, name, size + 1)
@@ -299,7 +317,8 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     return REPLACED
 
 
-cdef void place_name(Engine* e, Client* c, Server* s, Name* name, bint is_query, bint is_empty) noexcept nogil:
+cdef void place_name(Engine* e, Client* c, Server* s, Name* name, bint is_query,
+                     bint is_empty) noexcept nogil:
     """Put a client's statement, or an empty one, on its server under the client's own name, for SQL to find.
 
     In front of a Query it has a Sync of its own: its failure must not make PostgreSQL skip the Query.
@@ -360,8 +379,8 @@ cdef void forget_all(Engine* e, Server* s) noexcept nogil:
             following = at.next
             change = s.changes.head
             while change != NULL and not (
-                    (change.kind == CHANGE_DEFINE or change.kind == CHANGE_ALIAS) and change.name.size == at.size
-                    and memcmp(change.name.text, at.text, at.size) == 0):
+                    (change.kind == CHANGE_DEFINE or change.kind == CHANGE_ALIAS)
+                    and change.name.size == at.size and memcmp(change.name.text, at.text, at.size) == 0):
                 change = change.next
             if change == NULL:
                 names_take(c.prepared, at)

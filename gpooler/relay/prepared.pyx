@@ -30,12 +30,13 @@ cdef inline void _round(uint64_t* v) noexcept nogil:
 
 
 cdef inline void _rounds(uint64_t* v, int count) noexcept nogil:
-    cdef int i
-    for i in range(count):
+    while count:
         _round(v)
+        count -= 1
 
 
-cdef void siphash(const uint64_t* key, const unsigned char* data, uint64_t size, uint64_t* result) noexcept nogil:
+cdef void siphash(const uint64_t* key, const unsigned char* data, uint64_t size,
+                  uint64_t* result) noexcept nogil:
     """Little-endian machines only, like the rest of the relay's loads."""
     cdef uint64_t v[4]
     cdef uint64_t word, at = 0
@@ -208,7 +209,8 @@ cdef Name* name_new(const unsigned char* text, uint32_t size, Statement* stateme
     return name
 
 
-cdef Name* names_add(Names* self, const unsigned char* text, uint32_t size, Statement* statement) noexcept nogil:
+cdef Name* names_add(Names* self, const unsigned char* text, uint32_t size,
+                     Statement* statement) noexcept nogil:
     cdef Name* name
     if self.count >= self.capacity and not _grow_names(self) and self.capacity == 0:
         return NULL

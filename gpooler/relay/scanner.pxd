@@ -36,7 +36,8 @@ cdef enum Effect:
     EFFECT_OPAQUE = 1024    # DO, CALL: whatever the code inside does to the session
     EFFECT_NAMES = 2048     # SQL EXECUTE: by a name that may be the protocol's
     EFFECT_ENDS = 4096      # UNLISTEN, CLOSE, DROP, unlock: state may be over
-    EFFECT_READ = 6661      # the text is worth a second look, whole (relay/sql.pxd): SET, PREPARE, FORGET, NAMES, ENDS
+    # the text is worth a second look, whole (relay/sql.pxd): SET, PREPARE, FORGET, NAMES, ENDS
+    EFFECT_READ = 6661
     EFFECT_STATE = 122      # what cannot go from server to server: LISTEN, TEMP, HOLD, LOCK, LOAD
     EFFECT_SESSION = 255    # all that outlives a transaction
 

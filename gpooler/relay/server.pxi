@@ -251,8 +251,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if s.conn.state == SERVER_RESETTING and s.conn.rx.left == 0 and s.conn.hold == NULL:
             settle(e, s)
         return
-    if settled and (s.flags & (HAS_RESETS | AWAITS_TAG | HAS_PLACED | IS_CLEARED) or c.flags & CHANGES_LEXIS) \
-            and session_is_idle(&s.session):
+    if (settled and session_is_idle(&s.session)
+            and (s.flags & (HAS_RESETS | AWAITS_TAG | HAS_PLACED | IS_CLEARED) or c.flags & CHANGES_LEXIS)):
         settings_done(e, s, c)
     if c.conn.inject != NULL:
         inject_now(e, c)

@@ -38,7 +38,8 @@ cdef enum PointOwner:
     OWNER_CLIENT = 0        # answers go to the client
     OWNER_DEPLOY = 1        # ours: session parameters before the client's request
     OWNER_RESET = 2         # ours: Sync, ROLLBACK, DISCARD after the client
-    OWNER_EXTRA = 3         # ours: a Parse or Close among the client's messages; an error there is the client's
+    # ours: a Parse or Close among the client's messages; an error there is the client's
+    OWNER_EXTRA = 3
     OWNER_ASK = 4           # ours: a question about the session's state
 
 
@@ -70,6 +71,7 @@ cdef struct Session:
     uint8_t is_copy_out
     uint8_t is_uncertain
     uint8_t error_was_last  # the last complete message was an ErrorResponse
+    uint8_t has_copy_end    # a CopyDone or CopyFail was sent since the session was idle
     uint8_t has_change      # the last message answered a change point
     uint32_t skipped        # change points whose messages the server skipped, since somebody set it to 0
     Point inline_points[INLINE_POINTS]

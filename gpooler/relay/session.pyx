@@ -118,6 +118,7 @@ cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept 
             else:
                 self.due += 1
     elif kind == c'c' or kind == c'f':
+        self.has_copy_end = 1
         if self.is_copy_in:
             self.is_copy_in = 0
         elif not self.is_skipping:
@@ -278,6 +279,8 @@ cdef int session_ready(Session* self, uint8_t status) noexcept nogil:
         owner = _at(self, 0).owner
         _pop(self)
         _drop_copy_ends(self)
+    if self.length == 0:
+        self.has_copy_end = 0
     return owner
 
 

@@ -1,9 +1,9 @@
-"""What clients do to their sessions by SQL: settings that follow them, state that ends, names that are forgotten.
+"""What clients do to their sessions by SQL: settings that follow them, state that ends, forgotten names.
 
-A setting that PostgreSQL reports needs nothing: ParameterStatus says what it is. The names of others are noted as
-their SET passes (`touched`), and at the end of the transaction the server is asked, once, what they are: neither
-ROLLBACK nor a savepoint nor a function's doing needs an account of its own. The same question says whether state
-that pinned the server is over.
+A setting that PostgreSQL reports needs nothing: ParameterStatus says what it is. The names of others are
+noted as their SET passes (`touched`), and at the end of the transaction the server is asked, once, what they
+are: neither ROLLBACK nor a savepoint nor a function's doing needs an account of its own. The same question
+says whether state that pinned the server is over.
 
 RESET and DISCARD ALL lead a client back to what it began with, not to what the server began with: where these
 differ, the difference is deployed before the client's next request, and the client is told its own values.
@@ -20,7 +20,8 @@ from gpooler.relay.params cimport (
     params_literal, params_release, params_with, params_without,
 )
 from gpooler.relay.scanner cimport (
-    EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_READ, EFFECT_SET, EFFECT_TEMP,
+    EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_READ, EFFECT_SET,
+    EFFECT_TEMP,
 )
 from gpooler.relay.prepared cimport Name, copies_clear, names_find
 from gpooler.relay.session cimport OWNER_ASK, session_frontend, session_is_idle, session_needs_sync
@@ -100,12 +101,12 @@ cdef Param* own_value(Client* c, Server* s, const unsigned char* name, uint32_t 
 
 
 cdef inline void set_param(Engine* e, ParamSet** place, Param* p) noexcept nogil:
-    replace_params(e, place, params_with(place[0], p.text, p.name_size, p.text + p.name_size + 1, p.value_size,
-                                         p.flags))
+    replace_params(e, place, params_with(place[0], p.text, p.name_size, p.text + p.name_size + 1,
+                                         p.value_size, p.flags))
 
 
 cdef Param* own_status(Server* s, Client* c, const unsigned char* body, uint32_t size) noexcept nogil:
-    """The client's own value in place of a ParameterStatus (its body) that comes of a reset; NULL: as it is."""
+    """The client's own value in place of a ParameterStatus (its body) that comes of a reset; else NULL."""
     cdef uint32_t name_size = 0
     while name_size < size and body[name_size]:
         name_size += 1
@@ -160,7 +161,8 @@ cdef void forget_resets(Server* s, bint is_over, ParamSet* had) noexcept nogil:
     s.flags &= ~<uint32_t> HAS_RESETS
     if has_all and not is_over:
         for i in range(had.count):
-            if not had.items[i].flags & PARAM_REPORTED and s.touched_size + had.items[i].name_size + 2 <= MAX_TOUCHED:
+            if (not had.items[i].flags & PARAM_REPORTED
+                    and s.touched_size + had.items[i].name_size + 2 <= MAX_TOUCHED):
                 s.touched[s.touched_size] = SETTING_SET
                 memcpy(s.touched + s.touched_size + 1, had.items[i].text, had.items[i].name_size + 1)
                 s.touched_size += had.items[i].name_size + 2
@@ -175,7 +177,8 @@ cdef void drop_reset(Engine* e, Server* s, ParamSet** place) noexcept nogil:
     for i in range(before.count):
         if (not before.items[i].flags & PARAM_REPORTED
                 and is_reset(s, before.items[i].text, before.items[i].name_size)):
-            replace_params(e, place, params_without(place[0], before.items[i].text, before.items[i].name_size))
+            replace_params(e, place,
+                           params_without(place[0], before.items[i].text, before.items[i].name_size))
     params_release(before)
 
 
@@ -224,7 +227,7 @@ cdef enum:
     ASKED_KINDS = 5
 
 
-# Its last column, with what to leave out at its end: of the settings that the session changed, all that are shown.
+# Its last column, if any: of the settings that the session changed, all that are shown.
 cdef const char* SETTINGS_QUESTION = (
     b"(SELECT pg_catalog.string_agg(name||E'\\x01'||pg_catalog.current_setting(name)||E'\\x02','')"
     b" FROM pg_catalog.pg_settings WHERE source='session' AND name NOT LIKE 'transaction\\_%'),"
@@ -294,7 +297,9 @@ cdef bint ask(Engine* e, Server* s) noexcept nogil:
     cdef uint32_t size = HEADER, at = 0, length
     cdef int i, written
     cdef bint is_full = s.flags & NEEDS_CHECK or s.conn.route.state_check == CHECK_ALWAYS
-    s.asked = EFFECT_LISTEN | EFFECT_LOCK | EFFECT_HOLD | EFFECT_PREPARE | EFFECT_TEMP if is_full else s.pins & s.ends
+    s.asked = s.pins & s.ends
+    if is_full:
+        s.asked = EFFECT_LISTEN | EFFECT_LOCK | EFFECT_HOLD | EFFECT_PREPARE | EFFECT_TEMP
     s.newer = 0
     if is_full:
         touch_hidden(s)
@@ -446,7 +451,8 @@ cdef void learn(Engine* e, Server* s, const unsigned char* name, uint32_t size, 
         return
     replace_params(e, &s.params, params_with(s.params, name, size, value, <uint32_t> value_size, 0))
     if s.client != NULL:
-        replace_params(e, &s.client.params, params_with(s.client.params, name, size, value, <uint32_t> value_size, 0))
+        replace_params(e, &s.client.params,
+                       params_with(s.client.params, name, size, value, <uint32_t> value_size, 0))
 
 
 # -- texts ---------------------------------------------------------------------------------------------
@@ -465,7 +471,8 @@ cdef bint may_change_lexis(Client* c, Server* s, Reading* reading) noexcept nogi
 
 
 cdef int read_text(Engine* e, Client* c, Server* s, unsigned char** run, unsigned char* p,
-                   const unsigned char* text, uint32_t size, uint16_t effects) noexcept nogil:
+                   unsigned char* end, const unsigned char* text, uint32_t size,
+                   uint16_t effects) noexcept nogil:
     """A whole Query or Parse with an effect worth a second look is about to go to the server: a Handling.
 
     What must go out before it is in e.out, and so are the bytes from `run` up to `p`; what it does is noted.
@@ -479,7 +486,7 @@ cdef int read_text(Engine* e, Client* c, Server* s, unsigned char** run, unsigne
         reading.forgets_all = 0
         reading.name_count = 0
     is_alone = is_query and (reading.has_resets or reading.name_count or may_change_lexis(c, s, &reading))
-    if is_alone and waits_for_answers(s):
+    if is_alone and waits_for_answers(s) and end - p <= CHUNK:
         return BLOCKED
     if not is_query and may_change_lexis(c, s, &reading):
         c.flags |= CHANGES_LEXIS
@@ -512,8 +519,8 @@ cdef uint16_t note_settings(Engine* e, Client* c, Server* s, Reading* reading) n
 cdef uint16_t note_names(Engine* e, Client* c, Server* s, Reading* reading, bint is_query) noexcept nogil:
     """Prepared statements that the text names; returns Effect bits.
 
-    What it executes, or prepares once more, must be there under the client's own name. What it deallocates must be
-    there under that name too, and an empty statement will do.
+    What it executes, or prepares once more, must be there under the client's own name. What it deallocates
+    must be there under that name too, and an empty statement will do.
     """
     cdef Name* known
     cdef uint32_t i

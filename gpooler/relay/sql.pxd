@@ -1,14 +1,15 @@
 """What a whole SQL text does to its session: which settings, which names.
 
-The scanner (relay/scanner.pxd) looks at every text as it passes and remembers effects, not names. The few texts
-that have an effect are read here once more, whole and in tokens. Like the scanner it errs on the side of an effect:
-what cannot be told from the text (a computed name, an identifier with escapes) is EFFECT_SET, which pins.
+The scanner (relay/scanner.pxd) looks at every text as it passes and remembers effects, not names. The few
+texts that have an effect are read here once more, whole and in tokens. Like the scanner it errs on the side
+of an effect: what cannot be told from the text (a computed name, an identifier with escapes) is EFFECT_SET,
+which pins.
 
 Settings are pointers into the text, or to constants; nothing is kept. Statements are what stands between
 semicolons, so the body of a rule may count as several.
 
-Lexical rules: PostgreSQL manual, chapter "Lexical Structure"; SET, RESET, DISCARD, DEALLOCATE: their reference
-pages and gram.y. Free of Python objects.
+Lexical rules: PostgreSQL manual, chapter "Lexical Structure"; SET, RESET, DISCARD, DEALLOCATE: their
+reference pages and gram.y. Free of Python objects.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t

@@ -1,10 +1,11 @@
 """What a whole SQL text does to its session; the design is in the .pxd."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset, strlen
 
 from gpooler.relay.scanner cimport (
-    EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SET, EFFECT_TEMP, MULTIBYTE_SJIS,
+    EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SET, EFFECT_TEMP,
+    MULTIBYTE_SJIS,
 )
 
 
@@ -340,7 +341,8 @@ cdef void _set(Lexer* x, Reading* self) noexcept nogil:
             _next(x)
             if is_local:
                 return
-            _add_word(self, SETTING_RESET if _is(x, b"local") or _is(x, b"default") else SETTING_SET, b"timezone")
+            is_local = _is(x, b"local") or _is(x, b"default")
+            _add_word(self, SETTING_RESET if is_local else SETTING_SET, b"timezone")
             return
         self.effects |= EFFECT_SET
         return

@@ -262,9 +262,7 @@ class Servers:
         )
         self.learn(route, result.parameters, is_news=True)
 
-    def _adopt(
-        self, lease: Lease, parameters: ParameterSet, initial: ParameterSet, *, is_new: bool
-    ) -> None:
+    def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet, *, is_new: bool) -> None:
         state, address = lease.state, lease.address
         assert state is not None
         assert address is not None

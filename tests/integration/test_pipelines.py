@@ -439,8 +439,11 @@ COPIES = ("COPY piped FROM STDIN", "COPY missing FROM STDIN")
 def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
     statements = STATEMENTS + (BLOCKS if has_blocks else ())
     stream = []
+    # Behind a COPY that failed around a Sync the relay cannot tell answers apart: a name that is taken is
+    # not found to be so there (docs/design.md, "Known").
+    has_names = chance.random() < 0.5
     for _ in range(chance.randrange(2, 25)):
-        match chance.randrange(9):
+        match chance.randrange(9 if has_names else 8):
             case 0 | 1:
                 stream.append(query(chance.choice(statements + SIMPLE)))
             case 2 | 3:
@@ -451,17 +454,17 @@ def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
                 stream.append(group(one) + chance.choice([b"", FLUSH, execute()]) + group(two) + SYNC)
             case 5:
                 lines = chance.choice([b"1\tx\n", b"x\n", b"1000\tx\n", b"5\tz\n" * 30_000])
-                middle = chance.choice([b"", b"", SYNC, FLUSH])
+                middle = chance.choice([b"", b"", FLUSH if has_names else SYNC, FLUSH])
                 stream.append(query(chance.choice(COPIES)) + copy_data(lines) + middle + copy_data(b"2\ty\n"))
                 stream.append(chance.choice([COPY_DONE, COPY_DONE, message(b"f", text("no"))]))
             case 6:
                 stream.append(query("COPY (SELECT generate_series(1, 500)) TO STDOUT"))
             case 7:
+                stream.append(chance.choice([SYNC, FLUSH, SYNC * 3, COPY_DONE, close("P"), copy_data(b"x")]))
+            case _:
                 name = chance.choice("ab")
                 stream.append(group(chance.choice(STATEMENTS), name=name) + SYNC)
                 stream.append(bind(name) + execute() + chance.choice([close("S", name), b""]) + SYNC)
-            case _:
-                stream.append(chance.choice([SYNC, FLUSH, SYNC * 3, COPY_DONE, close("P"), copy_data(b"x")]))
     return stream
 
 

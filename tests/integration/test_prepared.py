@@ -260,7 +260,9 @@ def test_pgbench_prepared_with_more_clients_than_servers(pool: Gpooler, program:
     assert unpinned(pool)
 
 
-def test_a_server_from_another_worker_may_have_statements(postgres: Postgres, gpooler_factory: Factory) -> None:
+def test_a_server_from_another_worker_may_have_statements(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
     pool = gpooler_factory(postgres, rule={"pool_size": 2}, config={"performance": {"workers": 2}})
     stop = threading.Event()
 

@@ -29,7 +29,8 @@ class House:
         self.thread.start()
         self.relay.open_route(
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
-            maintain_params=True, has_prepared=True, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
+            maintain_params=True, has_prepared=True, max_copies=500, max_names_bytes=1_000_000,
+            session_state=0, pin_on_listen=False, state_check=1, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
             login_timeout_ms=1000, keep=0,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)

@@ -42,8 +42,8 @@ def tags(client: RawClient) -> list[str]:
 def told(client: RawClient) -> dict[str, str]:
     """What ParameterStatus messages say up to the next ReadyForQuery."""
     bodies = [message.body for message in client.read_until() if message.kind == b"S"]
-    pairs = [body.decode().split("\0")[:2] for body in bodies]
-    return {name: value for name, value in pairs}
+    pairs = [body.decode().split("\0") for body in bodies]
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 CHANGES = {
@@ -54,7 +54,12 @@ CHANGES = {
         "5MB",
         "4MB",
     ),
-    "a list": ("SET search_path = a, \"b c\", 'd'", "current_setting('search_path')", 'a, "b c", d', '"$user", public'),
+    "a list": (
+        "SET search_path = a, \"b c\", 'd'",
+        "current_setting('search_path')",
+        'a, "b c", d',
+        '"$user", public',
+    ),
     "a role": ("SET ROLE pg_read_all_stats", "current_user::text", "pg_read_all_stats", "trust_user"),
     "one of its own": ("SET my.thing TO 'it''s'", "current_setting('my.thing', true)", "it's", None),
     "a reported one": ("SET TimeZone = 'Asia/Tokyo'", "current_setting('TimeZone')", "Asia/Tokyo", "GMT"),
@@ -295,7 +300,10 @@ ENDS = [
     ("PREPARE p AS SELECT 1", "DEALLOCATE ALL"),
     ("LISTEN ear", "DISCARD ALL"),
     ("UPDATE pg_settings SET setting = '5MB' WHERE name = 'work_mem'", "DISCARD ALL"),
-    ("LISTEN ear; SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL"),
+    (
+        "LISTEN ear; SELECT pg_advisory_lock(1)",
+        "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL",
+    ),
 ]
 
 
@@ -415,7 +423,9 @@ def test_what_a_block_resets_is_gone(pool: Gpooler) -> None:
             assert client.query("SHOW my.thing") == [["y"]]
 
 
-def test_every_transaction_can_be_asked_about(postgres: Postgres, gpooler_factory: Factory, send: Send) -> None:
+def test_every_transaction_can_be_asked_about(
+    postgres: Postgres, gpooler_factory: Factory, send: Send
+) -> None:
     gpooler = gpooler_factory(postgres, rule={"pool_size": 2, "session_state_check": "always"})
     with gpooler.raw().login() as client:
         client.query(

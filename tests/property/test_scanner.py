@@ -129,7 +129,13 @@ def effects_of_statement(statement: list[tuple[str, str]]) -> int:
         if kind == "word" and word == "hold" and before == "with":
             effects |= HOLD
     first = keywords[0] if keywords else ""
-    effects |= {"reset": SET, "discard": SET | FORGET, "deallocate": FORGET, "listen": LISTEN, "load": LOAD}.get(first, 0)
+    effects |= {
+        "reset": SET,
+        "discard": SET | FORGET,
+        "deallocate": FORGET,
+        "listen": LISTEN,
+        "load": LOAD,
+    }.get(first, 0)
     effects |= BEGIN if first in ("begin", "start") else 0
     effects |= OPAQUE if first in ("do", "call") else 0
     if first in ("set", "prepare") and len(words) > 1:
