@@ -370,7 +370,7 @@ def play(acts: list[tuple[str, list[Message] | None, int]]) -> Run:
     return run
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.lists(ACTS, max_size=25))
 def test_tracker_agrees_with_the_model_of_postgres(acts: list[tuple[str, list[Message] | None, int]]) -> None:
     play(acts)
