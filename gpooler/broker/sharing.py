@@ -123,7 +123,7 @@ class Sharing:
     def _urgency(self, route: Route, holding: Holding) -> _Urgency:
         """Least first: routes and workers that have nothing; who lacks most slots; who waited longest."""
         lack = floor(deficit(route, holding) + 0.5) if holding.have else 0
-        return route.have > 0, holding.have > 0, -lack, holding.served_us
+        return not route.has_nothing, holding.have > 0, -lack, holding.served_us
 
     def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
         slot = route.add(None, self._book.next_generation(), SlotState.OPENING, holding)
@@ -137,7 +137,7 @@ class Sharing:
 
     def recall(self, now_us: int, route: Route) -> None:
         """Recall for waiting clients what other workers can spare."""
-        if not any(holding.unmet for holding in route.hungry.values()):
+        if route.key.is_replication or not any(holding.unmet for holding in route.hungry.values()):
             return
         plan = plan_recalls(route, now_us)
         for holding, count in plan.recalls:

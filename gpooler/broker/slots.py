@@ -20,6 +20,12 @@ class RouteKey(NamedTuple):
     rule: str
     database: str
     user: str
+    is_replication: bool = False  # each server is opened for one client, and ends with it
+
+    @property
+    def pool(self) -> "RouteKey":
+        """The key of the route whose ``pool_size`` counts the servers of this one, too."""
+        return self._replace(is_replication=False)
 
 
 class SlotName(NamedTuple):
@@ -217,12 +223,17 @@ class Route:
         """Whether the storage allows one more login, too."""
         return self.logins.has_room and self.has_room
 
+    @property
+    def has_nothing(self) -> bool:
+        """Whether no slot can serve who waits: none is there, or each is one client's for good."""
+        return not self.have or self.key.is_replication
+
     def starves(self, now_us: int) -> bool:
-        """Whether clients wait, it has nothing at all and might open something."""
+        """Whether clients wait, it has nothing for them and might open something."""
         return (
             self.paused_until_us <= now_us
             and any(holding.unmet for holding in self.hungry.values())
-            and not self.have
+            and self.has_nothing
         )
 
     def check(self) -> None:

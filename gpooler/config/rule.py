@@ -37,7 +37,7 @@ LDAP_ADVICE = 'give the secret with "password"'
 FORBIDDEN_OPTIONS = {
     "user": 'use "storage_user"',
     "database": 'use "storage_db"',
-    "replication": "replication is not built yet",
+    "replication": "clients ask for it themselves",
     "options": "name the parameters themselves",
 }
 

@@ -14,6 +14,7 @@ class Relay:
         route_id: int,
         *,
         mode: int,
+        is_dedicated: bool = False,
         discard: bool | None,
         can_cancel: bool,
         can_rollback: bool,
@@ -59,6 +60,7 @@ class Relay:
         expires_us: int,
         uses: int,
         is_unix: bool,
+        client: int = 0,
     ) -> int: ...
     def start_client(self, handle: int, greeting: bytes, pid: int, secret: bytes) -> None: ...
     def inject(self, handle: int, data: bytes, close_after: bool, reason: int = 0) -> None: ...
