@@ -93,7 +93,7 @@ class ReportRoute:
     rule: str
     database: str
     user: str
-    is_replication: bool = False
+    is_replication: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class OpenRoute:
     rule: str
     database: str
     user: str
-    is_replication: bool = False
+    is_replication: bool
 
 
 @dataclass(frozen=True, slots=True)

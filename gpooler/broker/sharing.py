@@ -123,7 +123,7 @@ class Sharing:
     def _urgency(self, route: Route, holding: Holding) -> _Urgency:
         """Least first: routes and workers that have nothing; who lacks most slots; who waited longest."""
         lack = floor(deficit(route, holding) + 0.5) if holding.have else 0
-        return not route.has_nothing, holding.have > 0, -lack, holding.served_us
+        return route.have > 0, holding.have > 0, -lack, holding.served_us
 
     def _grant_open(self, now_us: int, route: Route, holding: Holding) -> None:
         slot = route.add(None, self._book.next_generation(), SlotState.OPENING, holding)

@@ -223,17 +223,12 @@ class Route:
         """Whether the storage allows one more login, too."""
         return self.logins.has_room and self.has_room
 
-    @property
-    def has_nothing(self) -> bool:
-        """Whether no slot can serve who waits: none is there, or each is one client's for good."""
-        return not self.have or self.key.is_replication
-
     def starves(self, now_us: int) -> bool:
-        """Whether clients wait, it has nothing for them and might open something."""
+        """Whether clients wait, no slot of it can ever serve them and it might open something."""
         return (
             self.paused_until_us <= now_us
             and any(holding.unmet for holding in self.hungry.values())
-            and self.has_nothing
+            and (self.key.is_replication or not self.have)
         )
 
     def check(self) -> None:

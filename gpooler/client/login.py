@@ -417,6 +417,8 @@ def _described(packet: Startup, rule: Rule | None) -> str:
     """A startup packet for the log."""
     parameters = ", ".join(f"{name}={value}" for name, value in packet.parameters.items())
     found = "no rule" if rule is None else f"rule {rule.name}, authentication {rule.authentication}"
+    replication = f"replication={STARTUP_VALUES[packet.replication]}, " if packet.replication else ""
     return (
-        f"startup packet: protocol {packet.major}.{packet.minor}, {found}, parameters: {parameters or 'none'}"
+        f"startup packet: protocol {packet.major}.{packet.minor}, {replication}{found}, "
+        f"parameters: {parameters or 'none'}"
     )

@@ -29,19 +29,19 @@ HARNESS: Final = "harness"  # application_name of our own connections, left out 
 STOP_TIMEOUT_S: Final = 20
 
 HBA: Final = """\
-# TYPE  DATABASE  USER           ADDRESS       METHOD
-local   all,replication  all                   trust
-host    all,replication  replicator  127.0.0.0/8  trust
-host    all       postgres       127.0.0.0/8   trust
-host    all       trust_user     127.0.0.0/8   trust
-host    all       password_user  127.0.0.0/8   password
-host    all       md5_user       127.0.0.0/8   md5
-host    all       scram_user     127.0.0.0/8   scram-sha-256
-host    all       postgres       ::1/128       trust
-host    all       trust_user     ::1/128       trust
-host    all       password_user  ::1/128       password
-host    all       md5_user       ::1/128       md5
-host    all       scram_user     ::1/128       scram-sha-256
+# TYPE  DATABASE         USER           ADDRESS       METHOD
+local   all,replication  all                          trust
+host    all,replication  replicator     127.0.0.0/8   trust
+host    all              postgres       127.0.0.0/8   trust
+host    all              trust_user     127.0.0.0/8   trust
+host    all              password_user  127.0.0.0/8   password
+host    all              md5_user       127.0.0.0/8   md5
+host    all              scram_user     127.0.0.0/8   scram-sha-256
+host    all              postgres       ::1/128       trust
+host    all              trust_user     ::1/128       trust
+host    all              password_user  ::1/128       password
+host    all              md5_user       ::1/128       md5
+host    all              scram_user     ::1/128       scram-sha-256
 """
 
 SETTINGS: Final[dict[str, str]] = {
@@ -124,7 +124,8 @@ class Postgres:
     """A cluster in a directory of its own, with users of every authentication method.
 
     Users ``postgres`` (superuser), ``replicator`` (may replicate), ``trust_user``, ``password_user``,
-    ``md5_user``, ``scram_user``, all with PASSWORD; databases ``postgres`` and ``app``. TCP on 127.0.0.1 and ::1, a Unix socket in ``socket_dir``.
+    ``md5_user``, ``scram_user``, all with PASSWORD; databases ``postgres`` and ``app``. TCP on 127.0.0.1 and
+    ::1, a Unix socket in ``socket_dir``.
     """
 
     def __init__(self, version: int = 15, port: int | None = None, **settings: str) -> None:

@@ -385,7 +385,9 @@ def test_the_end_of_an_idle_client_ends_its_server(
         eventually(lambda: not postgres.walsenders() and is_at_rest(gpooler))
 
 
-@pytest.mark.parametrize("command", ["BASE_BACKUP", "SELECT repeat('x', 100000) FROM generate_series(1, 1000000)"])
+@pytest.mark.parametrize(
+    "command", ["BASE_BACKUP", "SELECT repeat('x', 100000) FROM generate_series(1, 1000000)"]
+)
 def test_a_client_that_goes_without_reading_leaves_no_server(
     postgres: Postgres, gpooler_factory: Factory, command: str
 ) -> None:

@@ -502,6 +502,30 @@ def test_late_copy_messages_after_a_failed_copy_mean_nothing() -> None:
     assert not session.is_uncertain
 
 
+@pytest.mark.parametrize("end", [b"cCC", b"cTDCCC", b"E"], ids=["stopped", "timeline", "failed"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "after"])
+def test_a_replication_stream_ends_from_either_side(end: bytes, is_late: bool) -> None:
+    session = SessionProbe()
+    session.frontend(b"Q")
+    assert session.backend(b"W")
+    session.frontend(b"ddd")
+    assert session.backend(b"dddSd")
+    assert session.is_copy_both
+    assert not session.is_idle
+    if not is_late:
+        session.frontend(b"dc")
+    assert session.backend(end)
+    assert session.ready() == CLIENT
+    assert not session.is_copy_both
+    if is_late:
+        session.frontend(b"dc")
+    session.frontend(b"Q")
+    assert session.backend(b"TDC")
+    assert session.ready() == CLIENT
+    assert session.is_idle
+    assert not session.is_uncertain
+
+
 def test_two_copies_in_one_query_take_two_ends_sent_ahead() -> None:
     session = SessionProbe()
     session.frontend(b"Qdcdc")
