@@ -1,11 +1,13 @@
 """Replication connections: each has a server of its own, opened as the client asked and closed with it."""
 
 import os
+import random
 import re
 import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -531,6 +533,66 @@ def test_client_max_counts_replication_and_other_clients_together(
         with gpooler.raw().login("joe") as other:
             assert other.query("SELECT 1") == [["1"]]
         ordinary.terminate()
+    eventually(lambda: is_at_rest(gpooler))
+
+
+def test_a_shared_pool_counts_the_replication_servers_of_its_rules(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    rule = {
+        "authentication": "none",
+        "storage": "postgres",
+        "storage_db": "app",
+        "storage_user": "replicator",
+        "pool": "transaction",
+        "shared_pool": "small",
+        "pool_timeout": 1000,
+    }
+    gpooler = gpooler_factory(
+        postgres,
+        config={
+            "shared_pool": {"small": {"pool_size": 1}},
+            "database": {"app": {"user": {"anna": rule, "bert": rule}}},
+        },
+    )
+    with gpooler.raw().login("anna") as ordinary:
+        assert ordinary.query("SELECT 1") == [["1"]]
+        with gpooler.raw().login("bert", replication="database") as client:
+            with gpooler.raw().login("anna") as waiter:
+                waiter.send(query("SELECT 2"))
+                assert waiter.read_to_end()[-1].fields()["C"] == "53300"
+            client.terminate()
+        assert ordinary.query("SELECT 3") == [["3"]]
+        ordinary.terminate()
+    eventually(lambda: is_at_rest(gpooler))
+
+
+def test_a_storm_of_clients_never_has_more_servers_than_the_pool(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    size = 4
+    gpooler = pooled(gpooler_factory, postgres, workers=2, pool_size=size)
+
+    def come_and_go(number: int) -> int:
+        dice = random.Random(number)
+        for _ in range(8):
+            kind = dice.choice(["true", "database", "false"])
+            with replicating(gpooler, kind) as client:
+                if kind == "true" and dice.random() < 0.5:
+                    start_streaming(client, kind)
+                elif kind != "true":
+                    client.query("SELECT 1")
+                getattr(client, dice.choice(["terminate", "close", "reset"]))()
+        return number
+
+    counted = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'replicator'"
+    with ThreadPoolExecutor(12) as threads, postgres.connect() as observer:
+        clients = [threads.submit(come_and_go, number) for number in range(12)]
+        most = 0
+        while not all(client.done() for client in clients):
+            most = max(most, *observer.execute(counted).fetchone() or (0,))
+        assert sorted(client.result() for client in clients) == list(range(12))
+    assert 0 < most <= size
     eventually(lambda: is_at_rest(gpooler))
 
 
