@@ -36,6 +36,7 @@ class Reason(IntEnum):
     SERVER_RECALLED = 28  # evicted for another route under the same cap
     SERVER_RESET_FAILED = 29
     SERVER_SURPLUS = 30  # the pool became smaller
+    SERVER_CLIENT_LEFT = 31  # was opened for one client, which has left
 
     @property
     def label(self) -> str:

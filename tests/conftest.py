@@ -6,8 +6,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness import FaultProxy, Gpooler, Postgres, Unavailable, eventually, find_program
+
+# How fast a machine makes examples up is no property of gpooler.
+settings.register_profile("gpooler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gpooler")
 
 REQUIRE_ALL = os.environ.get("GPOOLER_REQUIRE_ALL", "0") not in ("", "0")
 

@@ -73,6 +73,7 @@ class Book:
         self.is_serving = False  # every living worker has been attached
         self.first_new_id = 0  # lower ones may have been given out by an earlier broker
         self.opens_from_us = 0
+        self._pools: dict[RouteKey, Cap] = {}
         self._shared = {name: Cap(f"shared_pool {name}", size) for name, size in shared_pools.items()}
         self._logins = {name: Cap(f"logins at storage {name}", size) for name, size in storages.items()}
         self._acts: list[Act] = []
@@ -111,12 +112,13 @@ class Book:
         limits = self.rules.get(key.rule)
         if limits is None:  # reported to a broker with a newer configuration: nothing more is granted
             limits = RuleLimits("", 0, 0, None, 0, None)
-            caps = [Cap(f"route {route_id}", 0)]
+            size: int | None = 0
             logins = Cap(f"logins of route {route_id}", 0)
         else:
-            caps = [Cap(f"route {route_id}", limits.pool_size or None)]
+            size = limits.pool_size or None
             logins = self._logins[limits.storage]
-        minimum = limits.min_pool_size
+        caps = [self._pools.setdefault(key.pool, Cap(f"route {route_id}", size))]
+        minimum = 0 if key.is_replication else limits.min_pool_size
         if limits.shared_pool is not None:
             caps.append(self._shared[limits.shared_pool])
             minimum = 0

@@ -124,9 +124,9 @@ class BrokerClient:
         if route_id not in self._wants and self._told.pop(route_id, 0):
             self.send(messages.Want(route_id, 0))
 
-    def open_route(self, rule: str, database: str, user: str) -> OpenedRoute:
+    def open_route(self, rule: str, database: str, user: str, is_replication: bool) -> OpenedRoute:
         """The id of a route. Yields, also while the broker is being replaced. Raises InternalError."""
-        request = messages.OpenRoute(self._next_token, rule, database, user)
+        request = messages.OpenRoute(self._next_token, rule, database, user, is_replication)
         self._next_token += 1
         answer: AsyncResult = AsyncResult()
         self._pending[request.token] = (request, answer)

@@ -233,7 +233,7 @@ class Ledger:
     # --- reports ---------------------------------------------------------------------------------
 
     def _on_report_route(self, now_us: int, sender: Member, message: ReportRoute) -> None:
-        key = RouteKey(message.rule, message.database, message.user)
+        key = RouteKey(message.rule, message.database, message.user, message.is_replication)
         route = self._book.by_key.get(key)
         if route is None and message.route_id not in self._book.routes:
             if not 0 <= message.route_id < self._book.max_routes:
@@ -307,7 +307,7 @@ class Ledger:
     # --- routes ----------------------------------------------------------------------------------
 
     def _on_open_route(self, now_us: int, sender: Member, message: OpenRoute) -> None:
-        key = RouteKey(message.rule, message.database, message.user)
+        key = RouteKey(message.rule, message.database, message.user, message.is_replication)
         route = self._book.by_key.get(key)
         if route is None and not self._book.is_ready:
             self._pending[sender.worker, message.token] = message

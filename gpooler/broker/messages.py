@@ -13,6 +13,8 @@ The life of a lease, seen from the worker:
   also when nobody waits any more: the server is parked.
 - ``GrantServer`` → adopt the server that comes along; nothing is answered. A server that cannot be adopted
   is closed: ``Closing``, ``Closed``.
+- A route of replication connections has nothing but servers that were opened for one client each. They are
+  never recalled, evicted or passed on; a grant for a client that is gone is ``Declined``.
 - A server that PostgreSQL ended: ``Closed``. One that we end: leave epoll, Terminate, shut the sending half
   down, ``Closing``; at EOF ``Closed``.
 - ``Recall`` → exactly one ``RecallAnswer(now, later)``: the worker owes now + later ≤ count more servers,
@@ -91,6 +93,7 @@ class ReportRoute:
     rule: str
     database: str
     user: str
+    is_replication: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class OpenRoute:
     rule: str
     database: str
     user: str
+    is_replication: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +278,7 @@ class RouteOpened:
     rule: str
     database: str
     user: str
+    is_replication: bool
     parameters: dict[str, str] | None
 
 

@@ -209,9 +209,11 @@ def plan_excess(cap: Cap, now_us: int) -> list[tuple[Route, Holding, int]]:
 
 
 def _holders(cap: Cap) -> list[tuple[Route, Holding]]:
-    """Who has anything under a cap: of the routes that may be there only these matter."""
+    """Who has anything to give up under a cap: of the routes that may be there only these matter."""
     holders = {
-        id(slot.holder): (slot.route, slot.holder) for slot in cap.slots.values() if slot.holder is not None
+        id(slot.holder): (slot.route, slot.holder)
+        for slot in cap.slots.values()
+        if slot.holder is not None and not slot.route.key.is_replication
     }
     return list(holders.values())
 

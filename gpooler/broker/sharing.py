@@ -137,7 +137,7 @@ class Sharing:
 
     def recall(self, now_us: int, route: Route) -> None:
         """Recall for waiting clients what other workers can spare."""
-        if not any(holding.unmet for holding in route.hungry.values()):
+        if route.key.is_replication or not any(holding.unmet for holding in route.hungry.values()):
             return
         plan = plan_recalls(route, now_us)
         for holding, count in plan.recalls:

@@ -20,6 +20,12 @@ class RouteKey(NamedTuple):
     rule: str
     database: str
     user: str
+    is_replication: bool = False  # each server is opened for one client, and ends with it
+
+    @property
+    def pool(self) -> "RouteKey":
+        """The key of the route whose ``pool_size`` counts the servers of this one, too."""
+        return self._replace(is_replication=False)
 
 
 class SlotName(NamedTuple):
@@ -218,11 +224,11 @@ class Route:
         return self.logins.has_room and self.has_room
 
     def starves(self, now_us: int) -> bool:
-        """Whether clients wait, it has nothing at all and might open something."""
+        """Whether clients wait, no slot of it can ever serve them and it might open something."""
         return (
             self.paused_until_us <= now_us
             and any(holding.unmet for holding in self.hungry.values())
-            and not self.have
+            and (self.key.is_replication or not self.have)
         )
 
     def check(self) -> None:

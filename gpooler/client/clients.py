@@ -36,6 +36,7 @@ from gpooler.reasons import Reason
 from gpooler.relay.events import ClientEvent
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
+from gpooler.server.awaited import Awaited
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
@@ -45,7 +46,11 @@ ACCEPT_AGAIN_S: Final = 0.2  # after the system had no descriptor for a client
 COMPLAIN_US: Final = 10_000_000  # it is said so often
 BALANCE_TICK_S: Final = 0.02  # a worker that paused looks so often whether it may accept again
 REASON_LABELS: Final = {int(reason): reason.label for reason in Reason}
-CLIENT_LEAVING: Final = 4  # relay/engine.pxd: ClientState
+CLIENT_WAITING: Final = 2  # relay/engine.pxd: ClientState
+CLIENT_LEAVING: Final = 4
+DATA_EXCEPTION: Final = "22"  # class of SQLSTATEs: a value that is none
+UNDEFINED_OBJECT: Final = "42704"  # no such parameter
+CANT_CHANGE_RUNTIME_PARAM: Final = "55P02"
 
 
 class Listening(StreamServer):  # type: ignore[misc]
@@ -78,13 +83,16 @@ class Clients:
         listeners: tuple[Listener, ...],
         logger: Logger,
         routes: dict[int, Route],
+        awaited: Awaited,
     ) -> None:
+        """``awaited`` is told of clients that wait for a server of their own."""
         self._config = config
         self._relay = relay
         self._counters = counters
         self._admission = admission
         self._logger = logger
         self._routes = routes
+        self._awaited = awaited
         self._is_session_logged = config.logging.log_session
         self._lingers = not config.performance.disable_nolinger
         self._names: list[tuple[str, str]] = []
@@ -206,6 +214,8 @@ class Clients:
         """A client is the relay's."""
         if setup is not None:
             self._setups[handle] = setup
+            if setup.startup is not None:
+                self._awaited.add(setup.route.route_id, handle, setup.startup)
         if self._is_session_logged:
             self._logger.info("client connected", context="startup", who=guest.who)
 
@@ -245,20 +255,39 @@ class Clients:
         except KeyError:
             return ""
 
+    def refuse(self, handle: int, route: Route) -> None:
+        """The server that was to be opened for this client alone could not be."""
+        try:
+            record = self._relay.client(handle)
+        except KeyError:
+            return  # it has not waited for that
+        if record["state"] != CLIENT_WAITING:
+            return  # it is told something else
+        failure = route.failure
+        if isinstance(failure, PostgresError) and _is_about_startup(failure):
+            self._say(handle, record, failure, True, Reason.SERVER_DEPLOY_FAILED)
+        else:
+            self._say(handle, record, _connect_error(route), True, Reason.SERVER_CONNECT)
+
     def _say_why(self, handle: int) -> None:
+        record = self._relay.client(handle)
+        error = self._error(self._routes[record["route"]], record)
+        self._say(handle, record, error, record["state"] == CLIENT_LEAVING, Reason(record["reason"]))
+
+    def _say(
+        self, handle: int, record: dict[str, object], error: GpoolerError, is_end: bool, reason: Reason
+    ) -> None:
+        """Tell a client what went wrong; with ``is_end`` that is the last thing it is told."""
         if self._setups.pop(handle, None) is not None:
             self._counters.add_process(ProcessWord.LOGIN_ERRORS)
-        record = self._relay.client(handle)
-        route = self._routes[record["route"]]
-        error = self._error(route, record)
         if not isinstance(error, AdminShutdown):  # the master has said it once for all
             self._logger.error(f"{error.sqlstate} {error.log_text()}", context="main", who=self._who(record))
+        rule = self._routes[int(record["route"])].rule  # type: ignore[call-overload]
         # what PostgreSQL says to the client's own startup parameters is passed on as it is
-        is_ours = record["reason"] != Reason.SERVER_DEPLOY_FAILED
-        shown = client_id(record["id"]) if is_ours and route.rule.client_show_id else None
-        is_end = record["state"] == CLIENT_LEAVING
+        is_shown = rule.client_show_id and reason != Reason.SERVER_DEPLOY_FAILED
+        shown = client_id(int(record["id"])) if is_shown else None  # type: ignore[call-overload]
         text = messages.error_response(_as_fatal(error) if is_end else error, shown)
-        self._relay.inject(handle, text, close_after=is_end)
+        self._relay.inject(handle, text, close_after=is_end, reason=reason if is_end else Reason.NONE)
 
     def _error(self, route: Route, record: dict[str, object]) -> GpoolerError:
         """What a client is told for the reason the relay gives."""
@@ -302,9 +331,12 @@ class Clients:
 
     def _on_closed(self, handle: int) -> None:
         number, route_id, reason, names, family, address, port, lived_us = self._relay.free_client(handle)
-        self._setups.pop(handle, None)
+        route = self._routes[route_id]
+        setup = self._setups.pop(handle, None)
+        if setup is not None and setup.startup is not None:
+            self._awaited.forget(route_id, handle)
         self._admission.leave()
-        self._admission.leave_route(route_id)
+        self._admission.leave_route(route.admission_id)
         if self._is_session_logged:
             database, user = self._names[names]
             self._logger.info(
@@ -329,6 +361,12 @@ def _connect_error(route: Route) -> GpoolerError:
     if isinstance(failure, PostgresError) and route.rule.client_fwd_error:
         return failure
     return ServerConnectFailed(cause="" if failure is None else failure.log_text())
+
+
+def _is_about_startup(error: PostgresError) -> bool:
+    """Whether PostgreSQL says that to parameters of a startup packet, and not to how we log in."""
+    code = error.server_sqlstate
+    return code.startswith(DATA_EXCEPTION) or code in (UNDEFINED_OBJECT, CANT_CHANGE_RUNTIME_PARAM)
 
 
 def _as_fatal(error: GpoolerError) -> GpoolerError:

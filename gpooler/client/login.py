@@ -4,7 +4,7 @@ What can be answered at once is answered where its message comes in; a greenlet 
 when it has to wait: for the id of a route, for its turn, for a cancel request to be over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import gevent
@@ -18,12 +18,11 @@ from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
 from gpooler.client.plan import Plan, Plans
-from gpooler.config.model import Authentication, Config, Pool, Rule
+from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
     ClientMaxReached,
-    FeatureNotSupported,
     GpoolerError,
     LoginTimeout,
     NoRule,
@@ -36,7 +35,7 @@ from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
 from gpooler.net.tcp import Option, set_options, tcp_settings
 from gpooler.relay.relay import Relay
-from gpooler.routing.route import Route
+from gpooler.routing.route import Mode, Route
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
@@ -55,15 +54,16 @@ REFUSED: Final = b"N"  # the answer to an encryption request
 SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
 READY: Final = messages.ready_for_query()
+STARTUP_VALUES: Final = {Replication.PHYSICAL: "true", Replication.DATABASE: "database"}
 
 
 class Routes(Protocol):
     """Finds routes; the broker gives their ids."""
 
-    def open(self, rule: Rule, database: str, user: str) -> Route:
+    def open(self, rule: Rule, database: str, user: str, is_replication: bool) -> Route:
         """The route of a client. Yields when it is new. Raises GpoolerError."""
 
-    def known(self, rule: Rule, database: str, user: str) -> Route | None:
+    def known(self, rule: Rule, database: str, user: str, is_replication: bool) -> Route | None:
         """The same without waiting; None when it is new."""
 
 
@@ -74,12 +74,13 @@ Remember = Callable[[Guest, Plan, bytes | None, bool, tuple[Option, ...]], None]
 class SetUp:
     """A client that takes a server before it is told that it is logged in."""
 
-    __slots__ = ("key", "route", "secret_length")
+    __slots__ = ("key", "route", "startup")
 
-    def __init__(self, route: Route, key: Key, secret_length: int) -> None:
+    def __init__(self, route: Route, key: Key, startup: Mapping[str, str] | None) -> None:
+        """``startup``: what a server of its own is to be opened with; None: any of the route will do."""
         self.route = route
         self.key = key
-        self.secret_length = secret_length
+        self.startup = startup
 
 
 class Login:
@@ -233,8 +234,6 @@ class Login:
         else:
             if rule.authentication is Authentication.BLOCK:
                 raise UserBlocked(packet.user, packet.database)
-            if packet.replication is not Replication.NONE:
-                raise FeatureNotSupported("replication connections are not supported yet")
             if self.is_draining:
                 raise AdminShutdown
             if not self._admission.enter(self._config.limits.client_max):
@@ -285,7 +284,9 @@ class Login:
             raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
             rule, packet = plan.rule, plan.packet
-            route = plan.route or self._routes.known(rule, packet.database, packet.user)
+            route = plan.route or self._routes.known(
+                rule, packet.database, packet.user, packet.replication is not Replication.NONE
+            )
             if route is not None:
                 self._adopt(guest, plan, rule, route, said)
             else:
@@ -295,7 +296,9 @@ class Login:
         """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
         try:
             with self._gate:
-                route = self._routes.open(rule, plan.packet.database, plan.packet.user)
+                packet = plan.packet
+                is_replication = packet.replication is not Replication.NONE
+                route = self._routes.open(rule, packet.database, packet.user, is_replication)
                 if guest.fd >= 0:
                     self._adopt(guest, plan, rule, route, done)
         except (GpoolerError, ClientGone) as error:
@@ -307,12 +310,12 @@ class Login:
         if plan.route is None:
             plan.route = route
             plan.names = self._names(plan.packet.database, plan.packet.user)
-        if not self._admission.enter_route(route.route_id, rule.client_max):
+        if not self._admission.enter_route(route.admission_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
         try:
             handle, setup = self._hand_over(guest, plan, rule, route, done)
         except BaseException:
-            self._admission.leave_route(route.route_id)
+            self._admission.leave_route(route.admission_id)
             raise
         if setup is None:
             self._count_login(route)
@@ -330,13 +333,18 @@ class Login:
         if plan.fixed:
             raise ParameterCannotChange(plan.fixed)
         secret_length = plan.packet.secret_length
-        greeting = self._find_greeting(guest, plan, rule, route)
+        greeting = self._find_greeting(guest, plan, route)
         setup = None
         if greeting is None:
             guest.send(done.messages)
-            setup = SetUp(route, plan.key, secret_length)
-            secret = b"" if rule.pool is Pool.SESSION else random_bytes(secret_length)
-            parameters = overrides(plan.named_parameters(guest))
+            secret = b"" if route.mode is Mode.SESSION else random_bytes(secret_length)
+            if route.is_replication:
+                value = STARTUP_VALUES[plan.packet.replication]
+                setup = SetUp(route, (), {**plan.named_parameters(guest), "replication": value})
+                parameters = overrides({})
+            else:
+                setup = SetUp(route, plan.key, None)
+                parameters = overrides(plan.named_parameters(guest))
         else:
             secret = random_bytes(secret_length)
             key_data = messages.backend_key_data(self._relay.reserve_pid(), secret)
@@ -359,9 +367,9 @@ class Login:
         )
         return handle, setup
 
-    def _find_greeting(self, guest: Guest, plan: Plan, rule: Rule, route: Route) -> Greeting | None:
+    def _find_greeting(self, guest: Guest, plan: Plan, route: Route) -> Greeting | None:
         """None for a client that must be set up on a server first."""
-        if rule.pool is Pool.SESSION:
+        if route.mode is Mode.SESSION:
             return None
         if plan.greeting is not None and plan.version == route.version and not plan.has_host_in_name:
             return plan.greeting
@@ -387,7 +395,7 @@ class Login:
         parameters = self._relay.client_parameters(handle)
         route = setup.route
         self._greetings.setdefault(route.route_id, Greetings()).learn(setup.key, parameters)
-        if route.rule.pool is Pool.SESSION:
+        if route.mode is Mode.SESSION:
             server = self._relay.server(record["server"])
             pid, secret = server["pid"], server["secret"]
         else:
@@ -409,6 +417,8 @@ def _described(packet: Startup, rule: Rule | None) -> str:
     """A startup packet for the log."""
     parameters = ", ".join(f"{name}={value}" for name, value in packet.parameters.items())
     found = "no rule" if rule is None else f"rule {rule.name}, authentication {rule.authentication}"
+    replication = f"replication={STARTUP_VALUES[packet.replication]}, " if packet.replication else ""
     return (
-        f"startup packet: protocol {packet.major}.{packet.minor}, {found}, parameters: {parameters or 'none'}"
+        f"startup packet: protocol {packet.major}.{packet.minor}, {replication}{found}, "
+        f"parameters: {parameters or 'none'}"
     )

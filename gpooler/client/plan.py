@@ -51,7 +51,7 @@ class Plan:
         if rule is not None:
             parameters = {**packet.parameters, **rule.options}
             self.fixed = next((name for name in parameters if name.lower() in FIXED), "")
-            if rule.maintain_params:
+            if rule.maintain_params or packet.replication:
                 self.parameters = parameters
         self.has_host_in_name = rule is not None and rule.maintain_params and rule.application_name_add_host
         self.name = next(

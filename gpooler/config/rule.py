@@ -47,7 +47,7 @@ LDAP_ADVICE = 'give the secret with "password"'
 FORBIDDEN_OPTIONS = {
     "user": 'use "storage_user"',
     "database": 'use "storage_db"',
-    "replication": "replication is not built yet",
+    "replication": "clients ask for it themselves",
     "options": "name the parameters themselves",
 }
 
@@ -201,7 +201,10 @@ class RuleBody(Section):
         reload=Reload.RULE,
     )
     pool_size: Count = option(
-        0, "Servers of a route at once, over all workers; 0 is no limit.", reload=Reload.RULE, example=20
+        0,
+        "Servers of a route at once, over all workers, those of replication clients too; 0 is no limit.",
+        reload=Reload.RULE,
+        example=20,
     )
     min_pool_size: Count = option(0, "Servers kept open even when idle.", reload=Reload.RULE)
     pool_timeout: Ms = option(

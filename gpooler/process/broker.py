@@ -130,7 +130,7 @@ class Broker:
                     self._totals.detach(worker)
                 self._service.detach(WorkerId(worker, incarnation))
             case control.HeldServer(route_id=route_id, slot=slot) as held:
-                key = RouteKey(held.rule, held.database, held.user)
+                key = RouteKey(held.rule, held.database, held.user, held.is_replication)
                 server = Inherited(key, held.endpoint, held.pid, held.secret_hex)
                 self._service.inherit(SlotName(route_id, slot), server, fds[0])
             case control.Serve():
@@ -155,7 +155,17 @@ class Broker:
 
     def hold(self, server: Entrust, fd: int) -> None:
         """``broker.service.Master``."""
-        held = control.HeldServer(*server.slot, *server.key, server.endpoint, server.pid, server.secret_hex)
+        rule, database, user, is_replication = server.key
+        held = control.HeldServer(
+            *server.slot,
+            rule,
+            database,
+            user,
+            is_replication,
+            server.endpoint,
+            server.pid,
+            server.secret_hex,
+        )
         self._control.send(held, [fd])
 
     def let(self, slot: SlotName) -> None:

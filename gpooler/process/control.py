@@ -101,6 +101,7 @@ class HeldServer:
     rule: str
     database: str
     user: str
+    is_replication: bool
     endpoint: str
     pid: int  # 0: in login
     secret_hex: str

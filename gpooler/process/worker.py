@@ -93,7 +93,9 @@ class Worker:
             context.listeners,
             self._logger,
             self._servers.routes,
+            self._servers.awaited,
         )
+        self._servers.on_refused = self._clients.refuse
         self._clients.login = Login(
             config,
             self._relay,
@@ -192,13 +194,18 @@ class Worker:
 
     # -- routes
 
-    def known(self, rule: Rule, database: str, user: str) -> Route | None:
+    def known(self, rule: Rule, database: str, user: str, is_replication: bool) -> Route | None:
         """The route of a client, None when it is new here (``client.login.Routes``)."""
-        return self._routes.get(key_of(rule, database, user))
+        return self._routes.get(key_of(rule, database, user, is_replication))
 
-    def open(self, rule: Rule, database: str, user: str) -> Route:
+    def open(self, rule: Rule, database: str, user: str, is_replication: bool) -> Route:
         """The route of a client (``client.login.Routes``). Yields when it is new. Raises GpoolerError."""
-        key = key_of(rule, database, user)
+        key = key_of(rule, database, user, is_replication)
+        if is_replication:
+            self._open(key.pool)  # which counts its clients
+        return self._open(key)
+
+    def _open(self, key: RouteKey) -> Route:
         route = self._routes.get(key)
         while route is None:
             opening = self._opening.get(key)
@@ -208,7 +215,7 @@ class Worker:
                 continue
             self._opening[key] = opening = Event()
             try:
-                opened = self._broker.open_route(key.rule, key.database, key.user)
+                opened = self._broker.open_route(key.rule, key.database, key.user, key.is_replication)
                 route = self._make_route(opened.route_id, key, opened.parameters)
             finally:
                 del self._opening[key]
@@ -227,17 +234,20 @@ class Worker:
             key.user,
             endpoint_of(self._config, rule),
             tuple(tcp_settings(self._config.performance, rule).options()),
+            is_replication=key.is_replication,
+            admission_id=self._routes[key.pool].route_id if key.is_replication else route_id,
         )
         if parameters is not None:
             self._servers.learn(route, parameters, is_news=False)
         self._relay.open_route(
             route_id,
             mode=route.mode,
+            is_dedicated=route.is_replication,
             discard=rule.pool_discard,
             can_cancel=rule.pool_cancel,
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
-            maintain_params=rule.maintain_params,
+            maintain_params=rule.maintain_params and not route.is_replication,
             has_prepared=rule.pool_reserve_prepared_statement,
             max_copies=rule.max_prepared_statements,
             max_names_bytes=rule.max_client_prepared_bytes,
@@ -268,7 +278,10 @@ class Worker:
         result: Report = []
         for route in self._servers.routes.values():
             key = route.key
-            result.append((broker_messages.ReportRoute(route.route_id, key.rule, key.database, key.user), []))
+            report = broker_messages.ReportRoute(
+                route.route_id, key.rule, key.database, key.user, key.is_replication
+            )
+            result.append((report, []))
             if route.parameters is not None:
                 result.append((broker_messages.RouteParameters(route.route_id, route.parameters), []))
         result.extend(self._servers.report())
@@ -308,9 +321,14 @@ class Worker:
             case broker_messages.RouteParameters(route_id=route_id, parameters=parameters):
                 self._servers.learn(self._servers.routes[route_id], parameters, is_news=False)
             case broker_messages.RouteOpened(
-                route_id=route_id, rule=rule, database=database, user=user, parameters=known
+                route_id=route_id,
+                rule=rule,
+                database=database,
+                user=user,
+                is_replication=is_replication,
+                parameters=known,
             ):
-                self._make_route(route_id, RouteKey(rule, database, user), known)
+                self._make_route(route_id, RouteKey(rule, database, user, is_replication), known)
             case _:
                 raise ChannelProtocolError(f"{message} out of place")
 

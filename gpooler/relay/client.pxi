@@ -510,7 +510,8 @@ cdef void client_terminate(Engine* e, Client* c) noexcept nogil:
 
 cdef bint is_endless(Server* s) noexcept nogil:
     """Whether the server waits for something that a client which says no more will never send."""
-    return s.session.is_copy_in or s.session.is_uncertain or session_needs_sync(&s.session)
+    return (s.session.is_copy_in or s.session.is_copy_both or s.session.is_uncertain
+            or session_needs_sync(&s.session))
 
 
 cdef bint end_if_stuck(Engine* e, Client* c) noexcept nogil:

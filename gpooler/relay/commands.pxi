@@ -6,8 +6,8 @@ from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
 from gpooler.relay.reason cimport (
-    REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CONNECT, REASON_SERVER_RECALLED,
-    REASON_SHUTDOWN,
+    REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CLIENT_LEFT, REASON_SERVER_CONNECT,
+    REASON_SERVER_LOST, REASON_SERVER_RECALLED, REASON_SHUTDOWN,
 )
 from gpooler.relay.session cimport OWNER_ASK, OWNER_DEPLOY, session_is_idle, session_owner
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -109,18 +109,32 @@ cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
         client_work(e, c)
 
 
-cdef void adopt_server(Engine* e, Server* s) noexcept nogil:
+cdef void adopt_server(Engine* e, Server* s, Client* c, uint32_t generation) noexcept nogil:
     list_append(&s.conn.route.parked, &s.conn)
     s.conn.state = SERVER_PARKED
     s.conn.since_us = e.now_us
     if not conn_register(e, &s.conn):
         server_lost(e, s)
-        return
     # What it said on its way here is heard before anybody gets it: it may be its end.
     while s.conn.state == SERVER_PARKED and not is_alive(s):
         look_at_parked(e, s)
-    if s.conn.state == SERVER_PARKED:
+    if s.conn.route.is_dedicated:
+        dedicate(e, s, c, generation)
+    elif s.conn.state == SERVER_PARKED:
         settle(e, s)
+
+
+cdef void dedicate(Engine* e, Server* s, Client* c, uint32_t generation) noexcept nogil:
+    """A server that was opened for one client is that client's, or nobody's."""
+    cdef bint is_awaited = c != NULL and c.conn.generation == generation and c.conn.state == CLIENT_WAITING
+    if s.conn.state != SERVER_PARKED:
+        if is_awaited:
+            leave_queue(e, c)
+            want_text(e, c, REASON_SERVER_LOST)
+    elif is_awaited:
+        serve(e, c, s)
+    else:
+        server_close(e, s, REASON_SERVER_CLIENT_LEFT)
 
 
 cdef void do_inject(Engine* e, Client* c, Command* command) noexcept nogil:
@@ -268,7 +282,7 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
     elif command.kind == COMMAND_ADOPT_CLIENT:
         adopt_client(e, <Client*> conn)
     elif command.kind == COMMAND_ADOPT_SERVER:
-        adopt_server(e, <Server*> conn)
+        adopt_server(e, <Server*> conn, command.client, command.client_generation)
     elif conn.fd < 0:
         return
     elif command.kind == COMMAND_START_CLIENT:

@@ -13,6 +13,7 @@ shared memory are the lengths of these lists.
     client   idle ── a request arrives ──► waiting ── a server is free ──► active ──► idle …
              any ──► leaving (flush a last message, then wait for its FIN) ──► closed
     server   parked ◄─► active ──► resetting ──► parked | released | closing ──► closed
+             (on a dedicated route: active, for one client, then closing)
 
 Edges. Sockets are registered once, edge-triggered; EPOLLOUT is asked for only while something is
 queued. An edge that cannot be used now leaves IS_READABLE set; whoever removes the obstacle puts the
@@ -279,6 +280,7 @@ cdef struct Route:
     uint8_t can_cancel
     uint8_t can_rollback
     uint8_t attach_check
+    uint8_t is_dedicated        # a server is opened for one client and ends with it; mode is MODE_SESSION
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
     uint8_t has_prepared        # named prepared statements go with the client from server to server
@@ -334,6 +336,8 @@ cdef struct Command:
     uint32_t count
     Conn* conn
     uint32_t generation
+    Client* client              # ADOPT_SERVER: whom a dedicated server is for
+    uint32_t client_generation
     uint32_t pid
     Route* route
     uint64_t token

@@ -87,6 +87,11 @@ cdef class SessionProbe:
         return bool(self.session.is_copy_out)
 
     @property
+    def is_copy_both(self):
+        """A replication stream runs."""
+        return bool(self.session.is_copy_both)
+
+    @property
     def error_was_last(self):
         """The last message was an ErrorResponse."""
         return bool(self.session.error_was_last)

@@ -16,6 +16,7 @@ class Relay:
         route_id: int,
         *,
         mode: int,
+        is_dedicated: bool = False,
         discard: bool | None,
         can_cancel: bool,
         can_rollback: bool,
@@ -68,6 +69,7 @@ class Relay:
         uses: int,
         is_unix: bool,
         is_new: bool,
+        client: int = 0,
     ) -> int: ...
     def start_client(self, handle: int, greeting: bytes, pid: int, secret: bytes) -> None: ...
     def inject(self, handle: int, data: bytes, close_after: bool, reason: int = 0) -> None: ...

@@ -195,12 +195,15 @@ cdef class Relay:
         """Make ``run`` return."""
         self.post(self.command(COMMAND_STOP))
 
-    def open_route(self, uint32_t route_id, *, uint8_t mode, discard, bint can_cancel, bint can_rollback,
-                   bint attach_check, bint maintain_params, bint has_prepared, uint32_t max_copies,
-                   uint64_t max_names_bytes, uint8_t session_state, bint pin_on_listen, uint8_t state_check,
-                   bint log_query, uint64_t pool_timeout_ms,
+    def open_route(self, uint32_t route_id, *, uint8_t mode, bint is_dedicated=False, discard,
+                   bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
+                   bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes, uint8_t session_state,
+                   bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
-        """Make a route known. ``discard``: None resets what is dirty, True always, False never."""
+        """Make a route known. ``discard``: None resets what is dirty, True always, False never.
+
+        ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
+        """
         cdef Route* r
         cdef Command* command
         if route_id in self.routes:
@@ -213,6 +216,7 @@ cdef class Relay:
         r.conn.index = route_id
         r.id = route_id
         r.mode = mode
+        r.is_dedicated = is_dedicated
         r.discard = DISCARD_DIRTY if discard is None else DISCARD_ALWAYS if discard else DISCARD_NEVER
         r.can_cancel = can_cancel
         r.can_rollback = can_rollback
@@ -309,10 +313,11 @@ cdef class Relay:
     def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
-                     bint is_unix, bint is_new):
+                     bint is_unix, bint is_new, uint64_t client=0):
         """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
 
-        One that is not new may have prepared statements.
+        One that is not new may have prepared statements. On a dedicated route it is for ``client`` (a
+        handle), and is closed when that waits no more.
 
         The caller keeps ``fd`` and closes it after EVENT_CLOSED or EVENT_RELEASED.
         """
@@ -339,6 +344,9 @@ cdef class Relay:
         s.uses = uses
         s.flags = 0 if is_new else HAS_STRAY_COPIES
         command = self.command(COMMAND_ADOPT_SERVER)
+        if r.is_dedicated:
+            command.client = self.client_at(<uint32_t> client)
+            command.client_generation = <uint32_t> (client >> 32)
         command.conn = &s.conn
         command.generation = s.conn.generation
         self.post(command)

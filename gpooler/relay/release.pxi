@@ -8,8 +8,8 @@ from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport io_send, iovec, queue_clear
 from gpooler.relay.params cimport ParamSet, params_empty, params_release, params_settle
 from gpooler.relay.reason cimport (
-    REASON_SERVER_DIRTY_END, REASON_SERVER_LIFETIME, REASON_SERVER_LOST, REASON_SERVER_PROTOCOL,
-    REASON_SERVER_RECALLED, REASON_SERVER_RESET_FAILED,
+    REASON_SERVER_CLIENT_LEFT, REASON_SERVER_DIRTY_END, REASON_SERVER_LIFETIME, REASON_SERVER_LOST,
+    REASON_SERVER_PROTOCOL, REASON_SERVER_RECALLED, REASON_SERVER_RESET_FAILED,
 )
 from gpooler.relay.session cimport (
     OWNER_ASK, OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
@@ -55,6 +55,10 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
             session_frontend(&s.session, c'S', OWNER_RESET)
             if not conn_send(e, &s.conn, <const unsigned char*> sync, HEADER):
                 server_lost(e, s)
+        return
+    # It was one client's alone.
+    if r.is_dedicated:
+        server_close(e, s, REASON_SERVER_CLIENT_LEFT)
         return
     # A cancel request is under way and might hit the next client.
     if s.cancelling:
@@ -146,6 +150,9 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
     if c.conn.rx.left:
         s.flags |= HAS_CUT_MESSAGE
     resume_server(e, s)                 # not read while the client was slow
+    if r.is_dedicated and (not is_patient or s.session.is_copy_out):
+        server_close(e, s, REASON_SERVER_CLIENT_LEFT)
+        return
     if (c.conn.rx.left or s.conn.out.size or s.session.is_copy_in or s.session.is_copy_out
             or s.session.is_uncertain):
         server_close(e, s, REASON_SERVER_DIRTY_END)

@@ -69,6 +69,7 @@ cdef struct Session:
     uint8_t is_open         # extended messages went out since the last sync point, answered or not
     uint8_t is_copy_in      # CopyInResponse seen, CopyDone/CopyFail not yet sent
     uint8_t is_copy_out
+    uint8_t is_copy_both    # is_copy_out, too: a replication stream, which lasts as long as its client
     uint8_t is_uncertain
     uint8_t error_was_last  # the last complete message was an ErrorResponse
     uint8_t has_copy_end    # a CopyDone or CopyFail was sent since the session was idle

@@ -224,6 +224,7 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
         self.swallowed = 0
         self.is_copy_in = 0
         self.is_copy_out = 0
+        self.is_copy_both = 0
         if self.due or _is_change_next(self):
             _skip_to_sync(self)
             return True
@@ -236,6 +237,7 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
         if kind == c'C':
             self.is_copy_out = 0
             self.is_copy_in = 0
+            self.is_copy_both = 0
             self.swallowed = 0
         if self.due:
             self.due -= 1
@@ -258,6 +260,7 @@ cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil:
         return _enter_copy_in(self) or self.is_uncertain
     if kind == c'H' or kind == c'W':
         self.is_copy_out = 1
+        self.is_copy_both = kind == c'W'
         return True
     return kind == c'V'
 
@@ -274,6 +277,7 @@ cdef int session_ready(Session* self, uint8_t status) noexcept nogil:
     self.status = status
     self.is_copy_in = 0
     self.is_copy_out = 0
+    self.is_copy_both = 0
     self.swallowed = 0
     if self.length:
         owner = _at(self, 0).owner

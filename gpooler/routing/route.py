@@ -1,6 +1,6 @@
 """A rule resolved for one (database, user) on the server: the key of a pool. A value, no I/O."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from gpooler.config.model import Config, Endpoint, Pool, Rule
@@ -29,6 +29,12 @@ class RouteKey:
     rule: str
     database: str
     user: str
+    is_replication: bool = False
+
+    @property
+    def pool(self) -> "RouteKey":
+        """The key of the route whose limits count this one's clients and servers, too."""
+        return replace(self, is_replication=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +47,10 @@ class Route:
     user: str
     endpoint: Endpoint
     socket_options: tuple[tuple[int, int, int | bytes], ...]
+    # each server is opened for one replication client, and ends with it
+    is_replication: bool
+    # id of the route that counts its clients against ``client_max``: its own, but for replication
+    admission_id: int
     # reported by the first server's login (name → value); None: no server was reached yet
     parameters: dict[str, str] | None = None
     # counted up whenever ``parameters`` change: what was derived from them is stale
@@ -51,18 +61,18 @@ class Route:
 
     @property
     def mode(self) -> Mode:
-        """The pool's mode."""
-        return MODES[self.rule.pool]
+        """The pool's mode; a replication connection has its server for the session whatever the pool."""
+        return Mode.SESSION if self.is_replication else MODES[self.rule.pool]
 
     @property
     def key(self) -> RouteKey:
         """Its identity."""
-        return RouteKey(self.rule.name, self.database, self.user)
+        return RouteKey(self.rule.name, self.database, self.user, self.is_replication)
 
 
-def key_of(rule: Rule, database: str, user: str) -> RouteKey:
+def key_of(rule: Rule, database: str, user: str, is_replication: bool) -> RouteKey:
     """The key of a client's route; ``database`` and ``user`` as the client named them."""
-    return RouteKey(rule.name, rule.storage_db or database, rule.storage_user or user)
+    return RouteKey(rule.name, rule.storage_db or database, rule.storage_user or user, is_replication)
 
 
 def endpoint_of(config: Config, rule: Rule) -> Endpoint:

@@ -1,6 +1,6 @@
 """Opens a server connection and logs in: the life of a server until the relay has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import gevent
@@ -31,11 +31,12 @@ def open_server(
     resolver: Resolver,
     timeout_ms: int,
     on_connected: Callable[[gevent.socket.socket, Address], None],
+    startup: Mapping[str, str],
 ) -> OpenServer:
     """Connect and log in within ``timeout_ms``. Yields.
 
-    ``on_connected`` is called between the two. Raises PostgresError for what the server itself said, other
-    ServerFaults for the rest.
+    ``on_connected`` is called between the two; ``startup``: parameters besides those of the rule. Raises
+    PostgresError for what the server itself said, other ServerFaults for the rest.
     """
     timeout = gevent.Timeout(timeout_ms / 1000)
     with timeout:
@@ -43,7 +44,7 @@ def open_server(
             sock, address = connect(resolver.addresses(route.endpoint), route.socket_options)
             try:
                 on_connected(sock, address)
-                return OpenServer(sock, address, _login(sock, route, secret))
+                return OpenServer(sock, address, _login(sock, route, secret, startup))
             except BaseException:
                 sock.close()
                 raise
@@ -54,10 +55,15 @@ def open_server(
     raise AssertionError("unreachable")
 
 
-def _login(sock: gevent.socket.socket, route: Route, secret: Secret | None) -> LoginResult:
+def _login(
+    sock: gevent.socket.socket, route: Route, secret: Secret | None, startup: Mapping[str, str]
+) -> LoginResult:
     """Raises ServerFault."""
     login = ServerLogin(
-        route.user, route.database, secret=secret, parameters=dict(route.rule.backend_startup_options)
+        route.user,
+        route.database,
+        secret=secret,
+        parameters={**route.rule.backend_startup_options, **startup},
     )
     try:
         sock.sendall(login.start())

@@ -24,6 +24,7 @@ from gpooler.relay.events import ServerEvent
 from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
+from gpooler.server.awaited import Awaited, Parameters
 from gpooler.server.login import OpenServer, open_server
 from gpooler.server.outage import Outages
 from gpooler.stats.registry import RouteWord
@@ -72,6 +73,8 @@ class Lease:
     address: Address | None = None
     state: messages.ServerState | None = None
     is_closing: bool = False
+    client: int = 0  # relay handle of the client that it is opened for alone; 0: for whoever waits
+    startup: Parameters | None = None  # that client's startup parameters
 
 
 class Servers:
@@ -103,6 +106,8 @@ class Servers:
         self.broker: Broker | None = None
         self.routes: dict[int, Route] = {}
         self.leases: dict[int, Lease] = {}  # by relay handle
+        self.awaited = Awaited()
+        self.on_refused: Callable[[int, Route], None] = lambda handle, route: None
         self._opening: set[int] = set()  # ids of Lease objects being opened
         self._opening_leases: dict[int, Lease] = {}
         self._outages = Outages(config.limits.backend_connect_timeout_ms * 1000)
@@ -122,6 +127,13 @@ class Servers:
         """A right to open one server."""
         fault_point("grant_received")
         lease = Lease(self.routes[route_id], slot, generation, random.getrandbits(ID_BITS))
+        if lease.route.is_replication:
+            waiting = self.awaited.take(route_id)
+            if waiting is None:
+                self._debug(lease, "its client waits no more")
+                self._send(messages.Declined(route_id, slot, generation))
+                return
+            lease.client, lease.startup = waiting
         self._opening_leases[id(lease)] = lease
         self._debug(lease, f"may be opened: slot {slot}, generation {generation}")
         self._count_opening(lease.route, 1)
@@ -190,6 +202,7 @@ class Servers:
                 self._resolver,
                 self._limits.backend_connect_timeout_ms,
                 on_connected,
+                lease.startup or {},
             )
         except ServerFault as error:
             del self._opening_leases[id(lease)]
@@ -214,6 +227,11 @@ class Servers:
             )
         route.failure = error
         self._counters.add_route(route.route_id, _ERROR_CONNECT)
+        if route.is_replication:
+            # As on a direct connection: what the next client asks for may well be granted.
+            self.on_refused(lease.client, route)
+            self._send(messages.OpenFailed(route.route_id, lease.slot, lease.generation, 0))
+            return
         code = error.server_sqlstate if isinstance(error, PostgresError) else ""
         retry_ms = self._limits.server_login_retry if code == TOO_MANY_CONNECTIONS else RETRY_MS
         is_final = isinstance(error, PostgresError) and code not in TRANSIENT
@@ -234,6 +252,8 @@ class Servers:
         self._outages.over(route.route_id)
         now_us = monotonic_us()
         lifetime_us = route.rule.server_lifetime * 1_000_000
+        if route.is_replication:
+            lifetime_us = 0  # it lives as long as its client
         expires_us = now_us + int(lifetime_us * (1 - LIFETIME_SPREAD * random.random())) if lifetime_us else 0
         lease.state = messages.ServerState(
             server_id=server_id(lease.server_id),
@@ -260,7 +280,8 @@ class Servers:
         self._send(
             messages.Opened(route.route_id, lease.slot, lease.generation, lease.state),
         )
-        self.learn(route, result.parameters, is_news=True)
+        if not route.is_replication:
+            self.learn(route, result.parameters, is_news=True)
 
     def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet, *, is_new: bool) -> None:
         state, address = lease.state, lease.address
@@ -281,6 +302,7 @@ class Servers:
             uses=state.uses,
             is_unix=isinstance(address.sockaddr, str),
             is_new=is_new,
+            client=lease.client,
         )
         self.leases[handle] = lease
         if self._is_ending:
@@ -310,7 +332,7 @@ class Servers:
                 context="server",
                 who=who,
             )
-        if bits & ServerEvent.PARAMS:
+        if bits & ServerEvent.PARAMS and not lease.route.is_replication:
             self._debug(lease, "reports other values than at its login")
             _, initial = self._relay.server_parameters(handle)
             self.learn(lease.route, _texts(initial), is_news=True)

@@ -22,6 +22,7 @@ NORMAL_ENDS: Final = frozenset(
         Reason.SERVER_IDLE,
         Reason.SERVER_RECALLED,
         Reason.SERVER_SURPLUS,
+        Reason.SERVER_CLIENT_LEFT,
     }
 )
 """Reasons that are nobody's error: counted under ``ends``, the others under ``errors``."""

@@ -29,18 +29,19 @@ HARNESS: Final = "harness"  # application_name of our own connections, left out 
 STOP_TIMEOUT_S: Final = 20
 
 HBA: Final = """\
-# TYPE  DATABASE  USER           ADDRESS       METHOD
-local   all       all                          trust
-host    all       postgres       127.0.0.0/8   trust
-host    all       trust_user     127.0.0.0/8   trust
-host    all       password_user  127.0.0.0/8   password
-host    all       md5_user       127.0.0.0/8   md5
-host    all       scram_user     127.0.0.0/8   scram-sha-256
-host    all       postgres       ::1/128       trust
-host    all       trust_user     ::1/128       trust
-host    all       password_user  ::1/128       password
-host    all       md5_user       ::1/128       md5
-host    all       scram_user     ::1/128       scram-sha-256
+# TYPE  DATABASE         USER           ADDRESS       METHOD
+local   all,replication  all                          trust
+host    all,replication  replicator     127.0.0.0/8   trust
+host    all              postgres       127.0.0.0/8   trust
+host    all              trust_user     127.0.0.0/8   trust
+host    all              password_user  127.0.0.0/8   password
+host    all              md5_user       127.0.0.0/8   md5
+host    all              scram_user     127.0.0.0/8   scram-sha-256
+host    all              postgres       ::1/128       trust
+host    all              trust_user     ::1/128       trust
+host    all              password_user  ::1/128       password
+host    all              md5_user       ::1/128       md5
+host    all              scram_user     ::1/128       scram-sha-256
 """
 
 SETTINGS: Final[dict[str, str]] = {
@@ -60,6 +61,7 @@ SETTINGS: Final[dict[str, str]] = {
 
 ROLES: Final = f"""
 SET password_encryption = 'scram-sha-256';
+CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{PASSWORD}';
 CREATE ROLE trust_user LOGIN PASSWORD '{PASSWORD}';
 CREATE ROLE password_user LOGIN PASSWORD '{PASSWORD}';
 CREATE ROLE scram_user LOGIN PASSWORD '{PASSWORD}';
@@ -121,8 +123,9 @@ def _reachable_copy(binaries: Path) -> Path:
 class Postgres:
     """A cluster in a directory of its own, with users of every authentication method.
 
-    Users ``postgres`` (superuser), ``trust_user``, ``password_user``, ``md5_user``, ``scram_user``, all with
-    PASSWORD; databases ``postgres`` and ``app``. TCP on 127.0.0.1 and ::1, a Unix socket in ``socket_dir``.
+    Users ``postgres`` (superuser), ``replicator`` (may replicate), ``trust_user``, ``password_user``,
+    ``md5_user``, ``scram_user``, all with PASSWORD; databases ``postgres`` and ``app``. TCP on 127.0.0.1 and
+    ::1, a Unix socket in ``socket_dir``.
     """
 
     def __init__(self, version: int = 15, port: int | None = None, **settings: str) -> None:
@@ -248,6 +251,11 @@ class Postgres:
                 (HARNESS,),
             )
             return cursor.fetchall()
+
+    def walsenders(self) -> list[int]:
+        """Process ids of the replication connections."""
+        rows = self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' ORDER BY pid")
+        return [pid for (pid,) in rows]
 
     def terminate(self, pid: int) -> None:
         """End one backend the polite way: its client gets 57P01."""

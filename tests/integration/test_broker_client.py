@@ -93,9 +93,9 @@ def until(check):
 
 
 def test_a_message_about_a_new_route_may_follow_at_once(house):
-    asking = gevent.spawn(house.client.open_route, "r", "d", "u")
+    asking = gevent.spawn(house.client.open_route, "r", "d", "u", False)
     token = house.hear(m.OpenRoute).token
-    house.broker.send(m.RouteOpened(token, 7, "r", "d", "u", None))
+    house.broker.send(m.RouteOpened(token, 7, "r", "d", "u", False, None))
     house.broker.send(m.RouteParameters(7, {"TimeZone": "UTC"}))
     assert asking.get(timeout=5).route_id == 7
     until(lambda: house.worker.routes[7] == {"TimeZone": "UTC"})
@@ -120,7 +120,7 @@ def test_a_datagram_that_is_no_message_ends_the_worker(house):
 
 
 def test_the_death_of_the_broker_is_told_and_an_open_question_is_asked_again(house):
-    asking = gevent.spawn(house.client.open_route, "r", "d", "u")
+    asking = gevent.spawn(house.client.open_route, "r", "d", "u", False)
     first = house.hear(m.OpenRoute)
     told = house.worker.gone
     house.broker.close()
@@ -129,7 +129,7 @@ def test_the_death_of_the_broker_is_told_and_an_open_question_is_asked_again(hou
     house.new_broker()
     assert house.client.is_attached
     assert house.hear(m.OpenRoute) == first
-    house.broker.send(m.RouteOpened(first.token, 3, "r", "d", "u", {}))
+    house.broker.send(m.RouteOpened(first.token, 3, "r", "d", "u", False, {}))
     assert asking.get(timeout=5).route_id == 3
 
 

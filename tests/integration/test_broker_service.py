@@ -135,7 +135,7 @@ class Worker:
                     return (message, *socks) if socks else message
 
     def open_route(self):
-        self.say(m.OpenRoute(1, "r", "d", "u"))
+        self.say(m.OpenRoute(1, "r", "d", "u", False))
         return self.hear(m.RouteOpened).route_id
 
     def want(self, route_id, waiting):
@@ -257,7 +257,7 @@ def test_a_new_broker_learns_all_from_the_workers(house):
     house.service = house.new_service()
     slot = (route_id, grant.slot, grant.generation)
     report = [
-        (m.ReportRoute(route_id, "r", "d", "u"), []),
+        (m.ReportRoute(route_id, "r", "d", "u", False), []),
         (m.RouteParameters(route_id, {"TimeZone": "UTC"}), []),
         (m.ReportServer(*slot, m.SlotPhase.OPEN, first.state()), [ours.fileno()]),
     ]

@@ -197,7 +197,6 @@ ERRORS: Final[Mapping[str, tuple[Callable[[Gpooler], dict[str, str]], str]]] = {
     "wrong password": (wrong_password, "28P01"),
     "blocked": (refused_startup("closed"), "28000"),
     "no rule": (refused_startup("nowhere"), "3D000"),
-    "replication": (refused_startup("narrow", replication="true"), "0A000"),
     "a parameter that no session may set": (refused_startup("narrow", server_version="9"), "55P02"),
     "no server at all": (refused_startup("nobody"), "08006"),
     "garbage": (garbage, "08P01"),

@@ -340,15 +340,6 @@ def test_the_host_may_stand_behind_the_application_name(postgres: Postgres, gpoo
         assert client.query("SHOW application_name") == [[f"shop - {host}:{port}"]]
 
 
-def test_a_replication_connection_is_refused(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = gpooler_factory(postgres)
-    for value in ("database", "true"):
-        assert refusal(gpooler.port, replication=value)["C"] == "0A000"
-    assert refusal(gpooler.port, replication="maybe")["C"] == "22023"
-    with closing(logged_in(gpooler.port, replication="false")) as client:
-        assert client.query("SELECT 1") == [["1"]]
-
-
 def test_requests_sent_together_with_the_startup_packet_are_served(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:

@@ -30,7 +30,7 @@ def folded(content: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, bytes]]:
     return {name.lower(): (name, value) for name, value in content.items()}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(CONTENTS, CONTENTS)
 def test_sets_are_equal_when_their_content_is(one: dict[bytes, bytes], other: dict[bytes, bytes]) -> None:
     is_same = folded(one) == folded(other)
@@ -40,7 +40,7 @@ def test_sets_are_equal_when_their_content_is(one: dict[bytes, bytes], other: di
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(CONTENTS, CONTENTS)
 def test_merge_lays_one_over_the_other(base: dict[bytes, bytes], over: dict[bytes, bytes]) -> None:
     before = parameter_counts()
@@ -53,7 +53,7 @@ def test_merge_lays_one_over_the_other(base: dict[bytes, bytes], over: dict[byte
     assert parameter_counts() == before
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(CONTENTS, CONTENTS)
 def test_deploy_names_exactly_what_differs(has: dict[bytes, bytes], wants: dict[bytes, bytes]) -> None:
     text = ParameterSet.of(has, False).deploy(ParameterSet.of(wants, False))

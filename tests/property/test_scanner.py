@@ -195,21 +195,21 @@ TEXTS = st.one_of(
 KINDS = st.sampled_from([NONE, NONE, PAIRS, SJIS])
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(TEXTS, st.booleans(), KINDS)
 def test_effects_are_those_of_the_reference(text: bytes, is_conforming: bool, kind: int) -> None:
     expected = effects_of(single_bytes(text, kind), is_conforming)
     assert scan(text, [], is_conforming, kind) == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(TEXTS, st.lists(st.integers(0, 1000), max_size=8), st.booleans(), KINDS)
 def test_cuts_change_nothing(text: bytes, cuts: list[int], is_conforming: bool, kind: int) -> None:
     assert scan(text, cuts, is_conforming, kind) == scan(text, [], is_conforming, kind)
     assert scan(text, list(range(len(text))), is_conforming, kind) == scan(text, [], is_conforming, kind)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, TEXTS)
 def test_effects_only_grow(text: bytes, more: bytes) -> None:
     seen = scan(text + b" ", [], True, NONE)

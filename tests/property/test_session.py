@@ -370,7 +370,7 @@ def play(acts: list[tuple[str, list[Message] | None, int]]) -> Run:
     return run
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.lists(ACTS, max_size=25))
 def test_tracker_agrees_with_the_model_of_postgres(acts: list[tuple[str, list[Message] | None, int]]) -> None:
     play(acts)
@@ -498,6 +498,30 @@ def test_late_copy_messages_after_a_failed_copy_mean_nothing() -> None:
     session.frontend(b"dd")
     assert session.ready() == CLIENT
     session.frontend(b"dcf")
+    assert session.is_idle
+    assert not session.is_uncertain
+
+
+@pytest.mark.parametrize("end", [b"cCC", b"cTDCCC", b"E"], ids=["stopped", "timeline", "failed"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "after"])
+def test_a_replication_stream_ends_from_either_side(end: bytes, is_late: bool) -> None:
+    session = SessionProbe()
+    session.frontend(b"Q")
+    assert session.backend(b"W")
+    session.frontend(b"ddd")
+    assert session.backend(b"dddSd")
+    assert session.is_copy_both
+    assert not session.is_idle
+    if not is_late:
+        session.frontend(b"dc")
+    assert session.backend(end)
+    assert session.ready() == CLIENT
+    assert not session.is_copy_both
+    if is_late:
+        session.frontend(b"dc")
+    session.frontend(b"Q")
+    assert session.backend(b"TDC")
+    assert session.ready() == CLIENT
     assert session.is_idle
     assert not session.is_uncertain
 

@@ -138,7 +138,7 @@ class World:
             keys = {}
             for process in self.processes.values():
                 if process.is_alive and process.is_visible and process.key[0] in rules:
-                    pool = cap if limits.shared_pool else process.key
+                    pool = cap if limits.shared_pool else process.key[:3]
                     keys[pool] = keys.get(pool, 0) + 1
             for pool, count in keys.items():
                 self.most_visible[pool] = max(count, self.most_visible.get(pool, 0))
@@ -389,8 +389,17 @@ class Pool:
         self.keep = 0
 
     @property
+    def is_replication(self):
+        """Each server is opened for one client and ends with it."""
+        return self.key[3]
+
+    @property
     def active(self):
         return sum(lease.phase == "busy" for lease in self.leases.values())
+
+    @property
+    def opening(self):
+        return sum(lease.phase in ("connecting", "opening") for lease in self.leases.values())
 
     @property
     def living(self):
@@ -558,7 +567,9 @@ class Worker:
         pool.served += 1
         self.world.at(self.world.spread(self.loads[pool.key].think_us), self.request, pool)
         lease.phase = "parked"
-        if self.world.chance(self.world.faults.server_dies):
+        if pool.is_replication:
+            self.close(pool, slot)
+        elif self.world.chance(self.world.faults.server_dies):
             self.world.end_process(lease.process)
             self.lose(pool, slot)
         elif pool.owed_evictions or pool.owed:
@@ -630,9 +641,8 @@ class Worker:
         pool = next((p for p in self.pools.values() if p.route_id == getattr(message, "route_id", -1)), None)
         match message:
             case RouteOpened(token, route_id):
-                pool = (
-                    self.tokens.pop(token, None) or self.pools[message.rule, message.database, message.user]
-                )
+                key = (message.rule, message.database, message.user, message.is_replication)
+                pool = self.tokens.pop(token, None) or self.pools[key]
                 is_new = pool.route_id is None
                 assert pool.route_id in (None, route_id), "a route id changed"
                 pool.route_id = route_id
@@ -640,13 +650,15 @@ class Worker:
                     self.start_clients(pool)
             case GrantOpen(_, slot, generation):
                 assert slot not in pool.leases
-                if self.world.chance(self.world.faults.declines):
+                is_over = pool.is_replication and len(pool.queue) <= pool.opening
+                if is_over or self.world.chance(self.world.faults.declines):
                     self.say(Declined(pool.route_id, slot, generation))
                     return
                 lease = pool.leases[slot] = Lease(generation, "connecting")
                 self.world.at(self.world.spread(200), self.hub, self.connect, pool, slot, lease)
             case GrantServer(_, slot, generation):
                 assert slot not in pool.leases
+                assert not pool.is_replication
                 process.holders.add(self)
                 pool.leases[slot] = Lease(generation, "parked", process)
                 if process.is_alive:
@@ -662,6 +674,7 @@ class Worker:
                 pass
 
     def recall(self, pool, message):
+        assert not pool.is_replication
         free = [slot for slot, lease in pool.leases.items() if lease.phase == "parked"]
         owing = pool.owed + pool.owed_evictions
         count = max(0, min(message.count, pool.living - owing))
@@ -692,3 +705,5 @@ class Worker:
         lease.phase = "parked"
         self.say(Opened(pool.route_id, slot, lease.generation, self.state(lease.process)))
         self.serve(pool)
+        if pool.is_replication and lease.phase == "parked":
+            self.close(pool, slot)  # its client is gone

@@ -153,5 +153,6 @@ def test_a_type_that_no_message_can_carry_is_found_when_the_codec_is_made():
 def test_the_tag_is_the_class_name_and_the_fields_follow():
     assert encode(Want(7, 3)) == b'["Want",7,3]'
     assert json.loads(encode(Opened(1, 2, 3, STATE)))[:4] == ["Opened", 1, 2, 3]
-    assert decode(b'["RouteOpened",5,1,"r","d","u",null]') == RouteOpened(5, 1, "r", "d", "u", None)
+    message = RouteOpened(5, 1, "r", "d", "u", False, None)
+    assert decode(b'["RouteOpened",5,1,"r","d","u",false,null]') == message
     assert broker_messages.PROTOCOL_VERSION == Hello(1, 1, 1, 1).version

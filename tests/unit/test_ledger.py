@@ -32,7 +32,7 @@ from gpooler.broker.messages import (
     Want,
     WorkerId,
 )
-from gpooler.broker.shares import PROTECTION_US
+from gpooler.broker.shares import EVICTION_PROTECTION_US, PROTECTION_US
 from gpooler.broker.slots import LedgerError, RouteKey, SlotName, SlotState
 
 A, B, C = WorkerId(1, 1), WorkerId(2, 2), WorkerId(3, 3)
@@ -76,7 +76,7 @@ class Desk:
 
     def open_routes(self, *workers, rule="r"):
         for worker in workers:
-            self.say(worker, OpenRoute(1, rule, "d", "u"))
+            self.say(worker, OpenRoute(1, rule, "d", "u", False))
 
     def see(self, worker, waiting, active, route_id=ROUTE):
         self.demand[worker, route_id] = Demand(waiting, active)
@@ -112,22 +112,22 @@ def desk():
 
 def test_a_route_has_one_id_in_every_worker():
     desk = Desk()
-    first = sent(desk.say(A, OpenRoute(5, "r", "d", "u")), RouteOpened)
-    second = sent(desk.say(B, OpenRoute(9, "r", "d", "u")), RouteOpened)
-    other = sent(desk.say(B, OpenRoute(10, "r", "d", "other")), RouteOpened)
-    assert first == [RouteOpened(5, 0, "r", "d", "u", None)]
-    assert second == [RouteOpened(9, 0, "r", "d", "u", None)]
+    first = sent(desk.say(A, OpenRoute(5, "r", "d", "u", False)), RouteOpened)
+    second = sent(desk.say(B, OpenRoute(9, "r", "d", "u", False)), RouteOpened)
+    other = sent(desk.say(B, OpenRoute(10, "r", "d", "other", False)), RouteOpened)
+    assert first == [RouteOpened(5, 0, "r", "d", "u", False, None)]
+    assert second == [RouteOpened(9, 0, "r", "d", "u", False, None)]
     assert other[0].route_id == 1
 
 
 def test_an_unknown_rule_is_refused():
-    assert "nonsense" in sent(Desk().say(A, OpenRoute(5, "nonsense", "d", "u")), RouteRefused)[0].cause
+    assert "nonsense" in sent(Desk().say(A, OpenRoute(5, "nonsense", "d", "u", False)), RouteRefused)[0].cause
 
 
 def test_a_route_is_refused_when_the_ids_are_used_up():
     desk = Desk(max_routes=1)
     desk.open_routes(A)
-    assert "used up" in sent(desk.say(A, OpenRoute(5, "r", "d", "x")), RouteRefused)[0].cause
+    assert "used up" in sent(desk.say(A, OpenRoute(5, "r", "d", "x", False)), RouteRefused)[0].cause
 
 
 def test_parameters_are_kept_and_spread_to_those_who_know_the_route(desk):
@@ -135,7 +135,8 @@ def test_parameters_are_kept_and_spread_to_those_who_know_the_route(desk):
     assert targets(desk.say(A, message), RouteParameters) == [B]
     assert desk.say(B, message) == []
     desk.ledger.attach(C, False)
-    assert sent(desk.say(C, OpenRoute(3, "r", "d", "u")), RouteOpened)[0].parameters == {"TimeZone": "UTC"}
+    (answer,) = sent(desk.say(C, OpenRoute(3, "r", "d", "u", False)), RouteOpened)
+    assert answer.parameters == {"TimeZone": "UTC"}
 
 
 # --- grants -----------------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ def rebuilt():
 
 
 def report(desk, worker, *slots):
-    desk.say(worker, ReportRoute(4, "r", "d", "u"))
+    desk.say(worker, ReportRoute(4, "r", "d", "u", False))
     for slot, generation in slots:
         acts = desk.say(worker, ReportServer(4, slot, generation, SlotPhase.OPEN, STATE))
         entrusted = Entrust(SlotName(4, slot), USUAL, *LAST_WILL)
@@ -349,8 +350,8 @@ def report(desk, worker, *slots):
 def test_route_ids_survive_the_broker_and_new_ones_wait_for_every_report():
     desk = rebuilt()
     report(desk, A, (1, 70))
-    assert desk.say(A, OpenRoute(1, "r", "d", "new")) == []
-    assert sent(desk.say(A, OpenRoute(2, "r", "d", "u")), RouteOpened)[0].route_id == 4
+    assert desk.say(A, OpenRoute(1, "r", "d", "new", False)) == []
+    assert sent(desk.say(A, OpenRoute(2, "r", "d", "u", False)), RouteOpened)[0].route_id == 4
     acts = report(desk, B, (2, 80))
     assert [message.route_id for message in sent(acts, RouteOpened)] == [5]
 
@@ -426,8 +427,8 @@ def test_route_ids_that_something_was_counted_under_are_not_given_out_again():
     desk.ledger.attach(A, True)
     desk.ledger.serve(desk.now, is_first=False, first_new_id=9)
     report(desk, A)
-    assert sent(desk.say(A, OpenRoute(1, "r", "d", "new")), RouteOpened)[0].route_id == 9
-    assert sent(desk.say(A, OpenRoute(2, "r", "d", "newer")), RouteOpened)[0].route_id == 10
+    assert sent(desk.say(A, OpenRoute(1, "r", "d", "new", False)), RouteOpened)[0].route_id == 9
+    assert sent(desk.say(A, OpenRoute(2, "r", "d", "newer", False)), RouteOpened)[0].route_id == 10
 
 
 def test_servers_above_the_cap_are_reported_kept_and_shed():
@@ -461,16 +462,16 @@ def test_a_route_whose_rule_is_gone_gets_nothing_more():
         ReportSlot(4, 0, 1),
         ReportSlot(4, 10**9, 1),
         ReportSlot(9, 1, 1),
-        ReportRoute(4, "r", "d", "other"),
-        ReportRoute(5, "r", "d", "u"),
-        ReportRoute(-1, "r", "x", "u"),
-        ReportRoute(100, "r", "x", "u"),
+        ReportRoute(4, "r", "d", "other", False),
+        ReportRoute(5, "r", "d", "u", False),
+        ReportRoute(-1, "r", "x", "u", False),
+        ReportRoute(100, "r", "x", "u", False),
     ],
 )
 def test_a_report_that_cannot_be_is_a_reason_to_complain(message):
     desk = rebuilt()
     report(desk, A, (1, 70))
-    desk.say(B, ReportRoute(4, "r", "d", "u"))
+    desk.say(B, ReportRoute(4, "r", "d", "u", False))
     (act,) = desk.say(B, message)
     assert isinstance(act, Complain)
     assert act.worker == B
@@ -541,7 +542,7 @@ def test_reported_logins_above_the_limit_are_counted_until_they_end():
     desk.ledger = Ledger({"r": limits(9)}, {}, {"p": 1}, 100)
     desk.ledger.attach(A, True)
     desk.ledger.serve(desk.now, False)
-    desk.say(A, ReportRoute(ROUTE, "r", "d", "u"))
+    desk.say(A, ReportRoute(ROUTE, "r", "d", "u", False))
     for slot in (1, 2):
         desk.say(A, ReportSlot(ROUTE, slot, slot))
     desk.say(A, ReportEnd())
@@ -610,10 +611,97 @@ def test_an_idle_server_of_another_route_is_evicted_under_a_shared_cap():
     assert targets(desk.say(A, Closed(ROUTE, slot, generation)), GrantOpen) == [B]
 
 
+def replicating_desk(pool_size):
+    """A and B know the usual route (0) and that of replication connections (1)."""
+    desk = Desk({"r": limits(pool_size)})
+    desk.open_routes(A, B)
+    for worker in (A, B):
+        (answer,) = sent(desk.say(worker, OpenRoute(2, "r", "d", "u", True)), RouteOpened)
+        assert (answer.route_id, answer.is_replication) == (1, True)
+    return desk
+
+
+def replicate(desk, worker):
+    """Open a server for a replication client; returns its slot's name and generation."""
+    (grant,) = sent(desk.say(worker, Want(1, 1)), GrantOpen)
+    at = (1, grant.slot, grant.generation)
+    desk.say(worker, Connected(*at, "/s"))
+    desk.say(worker, Opened(*at, STATE))
+    desk.say(worker, Want(1, 0))
+    desk.now += ROUND_US  # it has arrived
+    return at
+
+
+def test_replication_and_other_servers_are_counted_together():
+    desk = replicating_desk(2)
+    desk.lease(A, 1)
+    at = replicate(desk, B)
+    assert sent(desk.say(B, Want(1, 1)), GrantOpen) == []
+    assert sent(desk.say(A, Want(ROUTE, 1)), GrantOpen) == []
+    assert targets(desk.say(B, Closed(*at)), GrantOpen) != []
+
+
+def test_a_parked_server_goes_for_a_replication_client():
+    desk = replicating_desk(1)
+    ((slot, generation),) = desk.lease(A, 1)
+    desk.see(A, 0, 0)
+    desk.see(A, 1, 0, route_id=1)
+    desk.now += PROTECTION_US
+    assert sent(desk.say(A, Want(1, 1)), GrantOpen) == []
+    (recall,) = sent(desk.tick(), Recall)
+    assert (recall.route_id, recall.count, recall.is_eviction) == (ROUTE, 1, True)
+    desk.say(A, Closing(ROUTE, slot, generation))
+    (grant,) = sent(desk.say(A, Closed(ROUTE, slot, generation)), GrantOpen)
+    assert grant.route_id == 1
+
+
+def test_a_busy_server_goes_for_each_replication_client_that_waits():
+    desk = replicating_desk(2)
+    replicate(desk, A)
+    desk.lease(A, 1)
+    desk.see(A, 5, 1)
+    desk.see(A, 0, 1, route_id=1)
+    desk.see(B, 1, 0, route_id=1)
+    desk.say(A, Want(ROUTE, 5))
+    assert sent(desk.say(B, Want(1, 1)), GrantOpen) == []
+    recalls = sent(desk.tick(EVICTION_PROTECTION_US), Recall)
+    assert [(recall.route_id, recall.count, recall.is_eviction) for recall in recalls] == [(ROUTE, 1, True)]
+
+
+def test_replication_servers_are_never_recalled():
+    desk = replicating_desk(2)
+    replicate(desk, A)
+    replicate(desk, A)
+    desk.see(A, 0, 0, route_id=1)
+    desk.see(B, 9, 0)
+    desk.see(B, 3, 0, route_id=1)
+    desk.say(B, Want(ROUTE, 9))
+    desk.say(B, Want(1, 3))
+    for _ in range(20):
+        acts = desk.tick(EVICTION_PROTECTION_US)
+        assert sent(acts, Recall) == []
+
+
+def test_servers_of_both_kinds_that_were_reported_are_told_apart():
+    desk = Desk({"r": limits(1)}, workers=(), is_first=False)
+    name = SlotName(4, 1)
+    desk.ledger.inherit(name, Inherited(USUAL._replace(is_replication=True), "/s", 7, "00"))
+    acts = desk.ledger.serve(desk.now, is_first=False)
+    assert [act.slot for act in acts if isinstance(act, Bury)] == [name]
+    assert desk.ledger.routes[4].key.is_replication
+    desk.ledger.check()
+
+
+def test_min_pool_size_is_not_filled_with_replication_servers():
+    desk = Desk({"r": limits(3, 2)}, workers=(A,))
+    desk.say(A, OpenRoute(1, "r", "d", "u", True))
+    assert sent(desk.tick(REST_US), GrantOpen) == []
+
+
 def test_only_routes_with_waiting_clients_are_looked_at():
     desk = Desk(max_routes=2000)
     for number in range(1000):
-        desk.say(A, OpenRoute(1, "r", "d", f"u{number}"))
+        desk.say(A, OpenRoute(1, "r", "d", f"u{number}", False))
     desk.say(A, Want(7, 9))
     desk.tick(ROUND_US)
     assert desk.ledger.due(desk.now + ROUND_US) == [7]
@@ -624,7 +712,7 @@ def test_a_tick_looks_at_some_of_many_waiting_routes_and_in_turn_at_all(shared):
     desk = Desk({"r": limits(1, shared=shared)}, {"s": 5}, max_routes=300)
     count = 300
     for number in range(count):
-        desk.say(A, OpenRoute(1, "r", "d", f"u{number}"))
+        desk.say(A, OpenRoute(1, "r", "d", f"u{number}", False))
     for number in range(count):
         desk.say(A, Want(number, 1))
         desk.see(A, 1, 0, number)
