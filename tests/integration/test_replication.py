@@ -288,11 +288,12 @@ def test_a_segment_of_wal_is_received_through_a_slot(
     receivewal, options = program("pg_receivewal"), ("-D", str(tmp_path), "--slot", SLOT)
     run(receivewal, gpooler, *options, "--create-slot")
     with tool(receivewal, gpooler, *options, "--no-sync") as process:
-        eventually(lambda: list(tmp_path.glob("*.partial")))
+        eventually(lambda: len(postgres.walsenders()) == 1, within=20)
         postgres.query("INSERT INTO item SELECT 'x' FROM generate_series(1, 1000)", dbname="app")
+        eventually(lambda: list(tmp_path.glob("*.partial")), within=20)
         segment = postgres.query("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[0][0]
         postgres.query("SELECT pg_switch_wal()")
-        eventually(lambda: (tmp_path / segment).exists())
+        eventually(lambda: (tmp_path / segment).exists(), within=20)
         assert (tmp_path / segment).read_bytes() == (postgres.data / "pg_wal" / segment).read_bytes()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
