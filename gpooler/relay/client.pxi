@@ -131,6 +131,8 @@ cdef void refuse_request(Engine* e, Client* c, uint8_t reason) noexcept nogil:
 
 cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
+    if c.conn.state == CLIENT_IDLE:
+        move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
     return conn_send(e, &c.conn, <const unsigned char*> ready, 6)
 
 
@@ -255,6 +257,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 return
         if s.session.length == 0:
             s.query_us = e.now_us
+            if s.session.status == c'I' and not s.session.is_open:
+                s.begin_us = e.now_us
         session_frontend(&s.session, kind, OWNER_CLIENT)
         if kind == c'Q' or kind == c'E' or kind == c'F':
             r.words[counters.ROUTE_QUERIES] += 1
@@ -605,6 +609,7 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
     arm_out(e, conn, False)
     if conn.kind == KIND_CLIENT:
         c = <Client*> conn
+        c.request_us = e.now_us
         if c.flags & CLOSE_WHEN_SENT and conn.state == CLIENT_LEAVING:
             if c.flags & IS_HALF_CLOSED:
                 client_leave(e, c, conn.reason)
