@@ -324,7 +324,7 @@ def test_smart_discard_forgets_sequences_and_who_the_session_was(
     gpooler = resetting(gpooler_factory, any_postgres, SMART_DISCARD, storage_user="postgres")
     any_postgres.query("CREATE SEQUENCE counted", "app")
     try:
-        make = "SELECT nextval('counted')", "SET SESSION AUTHORIZATION trust_user", "SET ROLE pg_monitor"
+        make = "SELECT nextval('counted')", "SET SESSION AUTHORIZATION trust_user", "SET ROLE pg_read_all_stats"
         pid = leave(gpooler, make[0], "LISTEN x")
         with gpooler.raw() as client:
             client.login()
@@ -367,8 +367,7 @@ def test_smart_discard_calls_postgresqls_function_and_no_other(
 def test_pool_discard_query_takes_the_place_of_discard_all(
     postgres: Postgres, gpooler_factory: Factory, discard: bool | None, pool: str
 ) -> None:
-    padding = "x" * 100_000 if discard else ""  # more than a socket takes at once is no matter
-    sql = f"UNLISTEN *; /* {padding[:60_000]} */ SELECT 'own reset'"
+    sql = f"UNLISTEN *; /* {'long' * 15_000} */ SELECT 'own reset'"
     rule: dict[str, object] = {"pool": pool} if discard is None else {"pool": pool, "pool_discard": discard}
     gpooler = resetting(gpooler_factory, postgres, sql, **rule)
 
