@@ -274,7 +274,10 @@ def _idle_options(rule: RuleBody) -> Iterator[tuple[str, str]]:
     if rule.pool_idle_in_transaction_timeout and rule.pool is Pool.STATEMENT:
         yield "pool_idle_in_transaction_timeout", "has no effect in a statement pool"
     if rule.pool_notice_after_waiting_ms >= 0 and rule.pool is Pool.SESSION:
-        yield "pool_notice_after_waiting_ms", "has no effect in a session pool: its clients wait in their login"
+        yield (
+            "pool_notice_after_waiting_ms",
+            "has no effect in a session pool: its clients wait in their login",
+        )
     if rule.pool_smart_discard and rule.pool_discard_query:
         yield "pool_smart_discard", "has no effect beside pool_discard_query"
     if not rule.maintain_params:

@@ -206,7 +206,7 @@ class RuleBody(Section):
     )
     server_drop_on_cached_plan_error: Bool = option(
         True,
-        'Close a server when its client leaves it, once it has said "cached plan must not change result type".',
+        'Close a server when its client leaves it, if it said "cached plan must not change result type".',
         reload=Reload.RULE,
     )
     client_idle_timeout: Seconds = option(
@@ -226,7 +226,7 @@ class RuleBody(Section):
     query_timeout: Seconds = option(
         0,
         "Cancel queries that run for longer, the time their client takes to read included, and close the "
-        "client, with 57014; 0 is never.",
+        "client, with 57014, or without a word where it stands inside a row; 0 is never.",
         reload=Reload.RULE,
     )
     transaction_timeout: Seconds = option(

@@ -324,7 +324,11 @@ def test_smart_discard_forgets_sequences_and_who_the_session_was(
     gpooler = resetting(gpooler_factory, any_postgres, SMART_DISCARD, storage_user="postgres")
     any_postgres.query("CREATE SEQUENCE counted", "app")
     try:
-        make = "SELECT nextval('counted')", "SET SESSION AUTHORIZATION trust_user", "SET ROLE pg_read_all_stats"
+        make = (
+            "SELECT nextval('counted')",
+            "SET SESSION AUTHORIZATION trust_user",
+            "SET ROLE pg_read_all_stats",
+        )
         pid = leave(gpooler, make[0], "LISTEN x")
         with gpooler.raw() as client:
             client.login()

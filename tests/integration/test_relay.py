@@ -27,14 +27,14 @@ class House:
         self.relay = Relay(self.counters.address, 1, True)
         self.thread = threading.Thread(target=self.relay.run)
         self.thread.start()
-        settings = dict(
-            mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
+        limits = {"idle_timeout_s": 0, "idle_in_transaction_s": 0, **limits}
+        self.relay.open_route(
+            ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
             maintain_params=True, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
             login_timeout_ms=1000, keep=0, discard_query=b"DISCARD ALL", resets_parameters=True,
-            drops_old_plans=False, idle_timeout_s=0, idle_in_transaction_s=0, query_timeout_s=0,
-            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""),
+            drops_old_plans=False, query_timeout_s=0, transaction_timeout_s=0, notice_after_ms=-1,
+            notices=(b"", b"", b""), **limits,
         )  # fmt: skip
-        self.relay.open_route(ROUTE, **{**settings, **limits})
         self.nothing = ParameterSet.of({}, True)
         self.sockets = []
         self.events = []

@@ -1,4 +1,4 @@
-"""Limits of clients: how long they may be idle, in a query, in a transaction; and notices for those who wait."""
+"""Limits of clients: how long idle, in a query, in a transaction; and notices for those who wait."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,6 +255,21 @@ def test_query_timeout_cancels_the_query_and_closes_the_client(
     assert_ended(gpooler, 1, Reason.CLIENT_QUERY_TIMEOUT)
 
 
+def test_query_timeout_ends_a_copy_that_gets_no_data(postgres: Postgres, gpooler_factory: Factory) -> None:
+    """It is no idle client that keeps a COPY waiting; the server cannot be used again."""
+    gpooler = gpooler_factory(
+        postgres,
+        rule={"query_timeout": 2, "pool_idle_in_transaction_timeout": 1, "client_idle_timeout": 1},
+    )
+    with gpooler.raw() as client:
+        client.login()
+        client.query("BEGIN; CREATE TEMP TABLE t (n int)")
+        client.send(query("COPY t FROM STDIN"))
+        assert client.read().kind == b"G"
+        assert last_words(client)["C"] == "57014"
+    eventually(lambda: not postgres.activity())
+
+
 def test_query_timeout_is_for_each_query_of_a_pipeline(postgres: Postgres, gpooler_factory: Factory) -> None:
     gpooler = gpooler_factory(postgres, rule={"query_timeout": 2})
     with gpooler.raw() as client:
@@ -269,7 +284,9 @@ def test_query_timeout_inside_a_long_answer_ends_the_client_and_keeps_the_others
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
     """A client that does not read: its answer is cut, wherever it stands, and its server comes back."""
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "query_timeout": 1, "pool_reset_timeout_ms": 9000})
+    gpooler = gpooler_factory(
+        postgres, rule={"pool_size": 1, "query_timeout": 1, "pool_reset_timeout_ms": 9000}
+    )
     with gpooler.raw() as client, gpooler.raw() as other:
         client.login()
         client.send(query("SELECT repeat('x', 1000000) FROM generate_series(1, 100)"))
@@ -313,7 +330,6 @@ def test_transaction_timeout_ends_idle_running_and_busy_transactions(
         idle.query("CREATE TABLE never (n int)")
         running.send(query("SELECT pg_sleep(60)"))
         with servers_kept(gpooler, postgres):
-
             last = b"Z"
             while last == b"Z":
                 busy.send(query("SELECT 1"))
