@@ -17,8 +17,9 @@ class Mode(IntEnum):
 
 
 # What `pool_smart_discard` runs: DISCARD ALL without DEALLOCATE ALL and DISCARD PLANS, as PostgreSQL's
-# documentation of DISCARD takes it apart and in the order of its code. As one query it is one transaction:
-# all or nothing. The function's schema is named: a role's default search_path may lead to another of its name.
+# documentation of DISCARD takes it apart and in the order of its code. As one query it is one
+# transaction: all or nothing. The function's schema is named: a role's default search_path may lead to
+# another of its name.
 SMART_DISCARD: Final = (
     "CLOSE ALL;"
     "SET SESSION AUTHORIZATION DEFAULT;"
