@@ -167,6 +167,51 @@ class QueryCancelled(ClientFault):
         super().__init__("canceling statement due to user request", cause=cause)
 
 
+class QueryTimeout(ClientFault):
+    """A query ran for longer than ``query_timeout``: it was cancelled."""
+
+    sqlstate = "57014"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to query timeout", cause=cause)
+
+
+class TransactionTimeout(ClientFault):
+    """A transaction lasted longer than ``transaction_timeout``: it was rolled back."""
+
+    sqlstate = "25P04"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to transaction timeout", cause=cause)
+
+
+class IdleInTransactionTimeout(ClientFault):
+    """Idle in a transaction for ``pool_idle_in_transaction_timeout``: it was rolled back."""
+
+    sqlstate = "25P03"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to idle-in-transaction timeout", cause=cause)
+
+
+class IdleSessionTimeout(ClientFault):
+    """Idle outside a transaction for ``client_idle_timeout``."""
+
+    sqlstate = "57P05"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to idle-session timeout", cause=cause)
+
+
+class IdleInSessionPool(ClientFault):
+    """Idle outside a transaction for ``pool_client_idle_timeout``, in a session pool."""
+
+    sqlstate = "08006"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("terminating connection due to client idle timeout", cause=cause)
+
+
 # --- limits: nobody's fault but the load's ----------------------------------------------------
 
 

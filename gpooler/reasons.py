@@ -16,13 +16,15 @@ class Reason(IntEnum):
     CLIENT_PROTOCOL = 3  # broke the protocol
     CLIENT_KILLED = 4  # ended from the console
     CLIENT_POOL_TIMEOUT = 5  # waited longer than pool_timeout
-    CLIENT_IDLE = 6  # an idle limit passed
-    CLIENT_IDLE_IN_TRANSACTION = 7
+    CLIENT_IDLE = 6  # outside a transaction, for client_idle_timeout or pool_client_idle_timeout
+    CLIENT_IDLE_IN_TRANSACTION = 7  # for pool_idle_in_transaction_timeout
     CLIENT_LOGIN = 8  # refused or broken before login was complete
     CLIENT_CANCELLED = 9  # a cancel request met it while it waited (it stays connected)
     CLIENT_STALLED = 10  # left a message incomplete while holding a server
     SHUTDOWN = 11  # gpooler drains
     STATEMENT_POOL = 12  # opened a transaction in a statement pool
+    CLIENT_QUERY_TIMEOUT = 13
+    CLIENT_TRANSACTION_TIMEOUT = 14
     SESSION_STATE = 19  # made session state that its rule refuses
     # servers
     SERVER_LOST = 20  # closed by PostgreSQL or by the network
@@ -37,6 +39,7 @@ class Reason(IntEnum):
     SERVER_RESET_FAILED = 29
     SERVER_SURPLUS = 30  # the pool became smaller
     SERVER_CLIENT_LEFT = 31  # was opened for one client, which has left
+    SERVER_OLD_PLAN = 32  # reported that a cached plan must not change its result type
 
     @property
     def label(self) -> str:

@@ -19,16 +19,21 @@ from gpooler.config.model import Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     GpoolerError,
+    IdleInSessionPool,
+    IdleInTransactionTimeout,
+    IdleSessionTimeout,
     InternalError,
     PoolTimeout,
     PostgresError,
     ProtocolViolation,
     QueryCancelled,
+    QueryTimeout,
     ServerConnectFailed,
     ServerLost,
     ServerProtocol,
     SessionStateRefusal,
     StatementPoolRefusal,
+    TransactionTimeout,
 )
 from gpooler.log import LogContext, Logger, client_id, server_id
 from gpooler.net.listen import Listener
@@ -305,6 +310,14 @@ class Clients:
                 return ProtocolViolation("invalid frontend message")
             case Reason.CLIENT_CANCELLED:
                 return QueryCancelled()
+            case Reason.CLIENT_IDLE:
+                return IdleInSessionPool() if route.is_idle_limit_the_pools else IdleSessionTimeout()
+            case Reason.CLIENT_IDLE_IN_TRANSACTION:
+                return IdleInTransactionTimeout()
+            case Reason.CLIENT_QUERY_TIMEOUT:
+                return QueryTimeout()
+            case Reason.CLIENT_TRANSACTION_TIMEOUT:
+                return TransactionTimeout()
             case Reason.STATEMENT_POOL:
                 return StatementPoolRefusal()
             case Reason.SESSION_STATE:
@@ -353,6 +366,13 @@ class Clients:
             except KeyError:
                 continue
             self._logger.info(_query_text(text), context="query", who=who)
+
+
+def wait_notices() -> tuple[bytes, bytes, bytes]:
+    """What clients that wait are told, as ``Relay.open_route`` takes it."""
+    waiting = messages.notice_response("gpooler: waiting for a server")
+    before, after = messages.notice_response("gpooler: waited # ms for a server")[5:].split(b"#")
+    return waiting, before, after
 
 
 def _connect_error(route: Route) -> GpoolerError:

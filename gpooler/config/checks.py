@@ -208,9 +208,10 @@ def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
     if rule.pool_smart_discard and not rule.pool_reserve_prepared_statement:
         yield Finding((*path, "pool_smart_discard"), "needs pool_reserve_prepared_statement")
     query = " ".join((rule.pool_discard_query or "").upper().replace(";", " ").split())
-    if rule.pool_reserve_prepared_statement and "DEALLOCATE ALL" in query:
-        text = "must not DEALLOCATE ALL with pool_reserve_prepared_statement"
-        yield Finding((*path, "pool_discard_query"), text)
+    for word in ("DEALLOCATE ALL", "DISCARD ALL"):
+        if rule.pool_reserve_prepared_statement and word in query:
+            text = f"must not {word} with pool_reserve_prepared_statement"
+            yield Finding((*path, "pool_discard_query"), text)
 
 
 def _references(path: KeyPath, rule: RuleBody, document: Document, names: Names) -> Iterator[Finding]:
@@ -269,6 +270,17 @@ def _idle_options(rule: RuleBody) -> Iterator[tuple[str, str]]:
         yield "address", "never matches: a client of a Unix socket has no address"
     if rule.pool_pin_on_listen and rule.session_state is not SessionState.ALLOW:
         yield "pool_pin_on_listen", "is so in any case"
+    if rule.pool_client_idle_timeout and rule.pool is not Pool.SESSION:
+        yield "pool_client_idle_timeout", "is for session pools; client_idle_timeout is for all"
+    if rule.pool_idle_in_transaction_timeout and rule.pool is Pool.STATEMENT:
+        yield "pool_idle_in_transaction_timeout", "has no effect in a statement pool"
+    if rule.pool_notice_after_waiting_ms >= 0 and rule.pool is Pool.SESSION:
+        yield (
+            "pool_notice_after_waiting_ms",
+            "has no effect in a session pool: its clients wait in their login",
+        )
+    if rule.pool_smart_discard and rule.pool_discard_query:
+        yield "pool_smart_discard", "has no effect beside pool_discard_query"
     if not rule.maintain_params:
         for key in ("options", "application_name_add_host"):
             if getattr(rule, key):

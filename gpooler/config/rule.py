@@ -22,6 +22,7 @@ from gpooler.config.values import (
     OptionalStr,
     OptionalTexts,
     Parameters,
+    PlainSql,
     Positive,
     Quantiles,
     Seconds,
@@ -216,26 +217,60 @@ class RuleBody(Section):
     server_lifetime: Seconds = option(
         3600, "Servers older than this are closed when free; 0 is never.", reload=Reload.RULE
     )
-    server_drop_on_cached_plan_error: Bool = not_built(
-        False, "Close a server that reports a cached plan out of date.", odyssey=True
+    server_drop_on_cached_plan_error: Bool = option(
+        True,
+        'Close a server when its client leaves it, if it said "cached plan must not change result type".',
+        reload=Reload.RULE,
     )
-    pool_client_idle_timeout: Seconds = not_built(0, "Close clients of a session pool idle for longer.")
-    pool_idle_in_transaction_timeout: Seconds = not_built(
-        0, "Close clients idle in a transaction for longer."
+    client_idle_timeout: Seconds = option(
+        0,
+        "Close clients that are idle outside a transaction for longer, with 57P05; 0 is never. Not one that "
+        "waits for a server or still takes its answer.",
+        reload=Reload.RULE,
+    )
+    pool_client_idle_timeout: Seconds = option(
+        0, "The same for session pools only, with 08006.", reload=Reload.RULE
+    )
+    pool_idle_in_transaction_timeout: Seconds = option(
+        0,
+        "Close clients that are idle in a transaction for longer, with 25P03, and roll it back; 0 is never.",
+        reload=Reload.RULE,
+    )
+    query_timeout: Seconds = option(
+        0,
+        "Cancel queries that run for longer, the time their client takes to read included, and close the "
+        "client, with 57014, or without a word where it stands inside a row; 0 is never.",
+        reload=Reload.RULE,
+    )
+    transaction_timeout: Seconds = option(
+        0,
+        "Roll back transactions that last longer, a single statement being one, and close the client, with "
+        "25P04; 0 is never.",
+        reload=Reload.RULE,
     )
     pool_discard: OptionalBool = option(
         None,
         "DISCARD ALL before a server is parked: yes always, no never; unset: when a client left it dirty, as"
-        " far as its SQL shows. What a function in a query does inside (set_config, a lock) only yes undoes.",
+        " far as its SQL shows. What a function in a query does inside (set_config, a lock) only yes undoes."
+        " Beside one of the next two no means: only those, where a client left it dirty.",
         reload=Reload.RULE,
         odyssey=True,
         departure="only what a client left dirty is discarded; yes discards always",
         example=True,
     )
-    pool_smart_discard: Bool = not_built(
-        False, "Discard all but plans and prepared statements.", "gpooler discards only what is dirty"
+    pool_smart_discard: Bool = option(
+        False,
+        "In place of DISCARD ALL what it does to all but plans and prepared statements.",
+        reload=Reload.RULE,
     )
-    pool_discard_query: OptionalStr = not_built(None, "A query in place of DISCARD ALL.")
+    pool_discard_query: Annotated[str | None, PlainSql()] = option(
+        None,
+        "A query in place of DISCARD ALL, in ASCII; if it fails or leaves a transaction open, the server is"
+        " closed. What it does not reset the next client meets, session parameters that clients give at"
+        " startup excepted.",
+        reload=Reload.RULE,
+        example="RESET ALL; UNLISTEN *",
+    )
     pool_cancel: Bool = option(
         True,
         "Client gone in a query: cancel it and keep the server; no: close the server.",
@@ -293,8 +328,11 @@ class RuleBody(Section):
         "Fail at once when a server cannot be reached, instead of waiting for another.",
         reload=Reload.RULE,
     )
-    pool_notice_after_waiting_ms: Annotated[int, Number("ms", least=-1)] = not_built(
-        -1, "Send a waiting client a notice after this long; -1 is never."
+    pool_notice_after_waiting_ms: Annotated[int, Number("ms", least=-1)] = option(
+        -1,
+        "Send a client that waits for a server a notice after this long, and one with the time when it has"
+        " got a server; -1 is never. Not in its login.",
+        reload=Reload.RULE,
     )
     shared_pool: OptionalStr = option(
         None, "The shared pool that limits this rule's servers.", reload=Reload.RULE, example="small"

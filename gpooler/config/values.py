@@ -198,6 +198,25 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class PlainSql(Kind):
+    """SQL that is sent whatever a session's ``client_encoding`` is: ASCII, and not empty."""
+
+    def parse(self, value: Any) -> str:
+        text: str = Text().parse(value)
+        if not text.isascii():
+            raise ValueError("must be ASCII, which means the same in every client_encoding")
+        if not text.strip(" \t\r\n;"):
+            raise ValueError("must not be empty")
+        return text
+
+    def describe(self) -> str:
+        return "text in ASCII"
+
+    def short(self) -> str:
+        return "text"
+
+
+@dataclass(frozen=True)
 class FreeText(Kind):
     """A text that may be empty."""
 

@@ -17,7 +17,7 @@ from gpooler.broker.codec import ChannelProtocolError, Codec, Message
 from gpooler.client import peers
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.clients import Clients
+from gpooler.client.clients import Clients, wait_notices
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
@@ -33,10 +33,11 @@ from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
-from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
+from gpooler.routing.route import SMART_DISCARD, Route, RouteKey, endpoint_of, key_of
 from gpooler.server.servers import Servers
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
+from gpooler.wire.text import encode
 
 DRAIN_TICK_S: Final = 0.1
 
@@ -243,7 +244,7 @@ class Worker:
             route_id,
             mode=route.mode,
             is_dedicated=route.is_replication,
-            discard=rule.pool_discard,
+            discard=route.is_discarded,
             can_cancel=rule.pool_cancel,
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
@@ -260,6 +261,16 @@ class Worker:
             reset_timeout_ms=rule.pool_reset_timeout_ms,
             login_timeout_ms=self._login_timeout_ms,
             keep=0,
+            discard_query=encode(route.discard_query),
+            keeps_copies=route.discard_query == SMART_DISCARD,
+            resets_parameters=rule.pool_discard_query is None,
+            drops_old_plans=rule.server_drop_on_cached_plan_error,
+            idle_timeout_s=route.idle_timeout_s,
+            idle_in_transaction_s=rule.pool_idle_in_transaction_timeout,
+            query_timeout_s=rule.query_timeout,
+            transaction_timeout_s=rule.transaction_timeout,
+            notice_after_ms=rule.pool_notice_after_waiting_ms,
+            notices=wait_notices(),
         )
         self._servers.routes[route_id] = route
         self._routes[key] = route

@@ -10,7 +10,7 @@ from gpooler.relay.params cimport (
     MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_hold, params_merge,
     params_release, params_with,
 )
-from gpooler.relay.reason cimport REASON_SERVER_LOST, REASON_SERVER_PROTOCOL
+from gpooler.relay.reason cimport REASON_CLIENT_GONE, REASON_SERVER_LOST, REASON_SERVER_PROTOCOL
 from gpooler.relay.scanner cimport EFFECT_SET
 from gpooler.relay.session cimport OWNER_DEPLOY, session_frontend, session_is_idle
 from gpooler.relay.system cimport MSG_DONTWAIT, MSG_PEEK, pthread_mutex_lock, pthread_mutex_unlock, recv
@@ -118,11 +118,16 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
         list_prepend(&r.waiting, &c.conn)
         c.conn.state = CLIENT_WAITING
         c.conn.since_us = c.wait_us
+        r.unnoticed = &c.conn
     else:
         move(e, &c.conn, &r.waiting, CLIENT_WAITING)
         c.wait_us = e.now_us
+        if r.unnoticed == NULL:
+            r.unnoticed = &c.conn
     oldest_wait_gauge(r)
     note_wait(e, r)
+    if r.has_notices:
+        deadline(e, c.conn.since_us + r.notice_after_us)
     if r.pool_timeout_us:
         deadline(e, c.conn.since_us + r.pool_timeout_us)
     if not r.has_demand:
@@ -133,6 +138,9 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
 cdef void leave_queue(Engine* e, Client* c) noexcept nogil:
     cdef Route* r = c.conn.route
     r.words[counters.ROUTE_WAIT_US] += e.now_us - c.conn.since_us
+    c.is_noticed = 0
+    if r.unnoticed == &c.conn:
+        r.unnoticed = c.conn.following
     move(e, &c.conn, &r.idle, CLIENT_IDLE)
     oldest_wait_gauge(r)
 
@@ -247,6 +255,9 @@ cdef void serve(Engine* e, Client* c, Server* s) noexcept nogil:
 
     Afterwards the server is the client's, or lost, or free again (state PARKED).
     """
+    if c.is_noticed and not notice_served(e, c):
+        client_leave(e, c, REASON_CLIENT_GONE)
+        return
     attach(e, c, s)
     if c.flags & IN_SETUP:
         if e.deploy_size:

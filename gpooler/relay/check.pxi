@@ -78,6 +78,8 @@ cdef void check_round(Engine* e) noexcept nogil:
             check_list(r, &r.waiting, KIND_CLIENT, CLIENT_WAITING)
             check_list(r, &r.active_clients, KIND_CLIENT, CLIENT_ACTIVE)
             check_list(r, &r.leaving, KIND_CLIENT, CLIENT_LEAVING)
+            check(r.unnoticed == NULL or r.unnoticed.list == &r.waiting, &r.conn,
+                  "is about to tell one that does not wait")
             check_list(r, &r.parked, KIND_SERVER, SERVER_PARKED)
             check_list(r, &r.active, KIND_SERVER, SERVER_ACTIVE)
             check_list(r, &r.resetting, KIND_SERVER, SERVER_RESETTING)

@@ -149,6 +149,8 @@ cdef void refuse_request(Engine* e, Client* c, uint8_t reason) noexcept nogil:
 
 cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
+    if c.conn.state == CLIENT_IDLE:
+        move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
     return conn_send(e, &c.conn, <const unsigned char*> ready, 6)
 
 
@@ -288,6 +290,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 return
         if s.session.length == 0:
             s.query_us = e.now_us
+            if s.session.status == c'I' and not s.session.is_open:
+                s.begin_us = e.now_us
         if r.mode != MODE_SESSION and (kind == c'P' or kind == c'B' or kind == c'D' or kind == c'C'):
             if out_is_full(e):
                 if not send_run(e, c, s, run, p, end, fresh):
@@ -704,6 +708,7 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
     arm_out(e, conn, False)
     if conn.kind == KIND_CLIENT:
         c = <Client*> conn
+        c.request_us = e.now_us
         if c.flags & CLOSE_WHEN_SENT and conn.state == CLIENT_LEAVING:
             if c.flags & IS_HALF_CLOSED:
                 client_leave(e, c, conn.reason)

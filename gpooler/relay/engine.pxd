@@ -143,6 +143,8 @@ cdef enum ServerFlag:
     HAS_PLACED = 262144         # an empty statement waits for its DEALLOCATE: an error would leave it there
     AWAITS_TAG = 524288         # DEALLOCATE ALL or DISCARD ALL was sent: its CommandComplete is looked at
     NEEDS_CHECK = 1048576       # something opaque ran: the server is to be asked what its session has
+    HAS_OLD_PLAN = 2097152      # reported that a cached plan must not change its result type
+    HAS_REAL_NAMES = 4194304    # prepared statements may be left under names of clients
 
 
 cdef enum PoolMode:
@@ -181,6 +183,11 @@ cdef enum EventBit:
     EVENT_DEMAND = 512          # route: clients wait and nothing is parked
     EVENT_CALM = 1024           # route: nobody waited for CALM_US
     EVENT_CLOSING = 2048        # server: told to go, for the broker and the log
+
+
+cdef struct Text:               # bytes that Python made for a route, for good
+    unsigned char* data
+    uint32_t size
 
 
 cdef struct List:
@@ -232,12 +239,13 @@ cdef struct Client:
     uint8_t address_family      # 0 Unix, 4, 6
     uint16_t port
     uint16_t refusal            # Reason why Python refuses a request
+    uint8_t is_noticed          # was told that it waits, and will be told when it does no more
     Scan scan
     unsigned char address[16]
     unsigned char secret[32]
     uint32_t pid                # the process id it was given
     uint32_t names              # Python's index of (database, user) as the client named them
-    uint64_t request_us         # last read from
+    uint64_t request_us         # last read from, or took the last byte queued for it
     uint64_t wait_us            # began to wait for a server; 0 not since the last request
     Names* prepared             # NULL before the first
 
@@ -262,8 +270,8 @@ cdef struct Server:
     uint64_t expires_us         # server_lifetime, 0 never
     uint64_t deadline_us        # of resetting or closing
     uint64_t cancel_us          # we sent a cancel request for what it runs, and may once more; 0 no
-    uint64_t begin_us           # attached, or the transaction began
-    uint64_t query_us           # the current request went out
+    uint64_t begin_us           # the transaction began; before that: attached, or the last one ended
+    uint64_t query_us           # the current request went out; before that: the last one was answered
     uint64_t uses
     Copies copies
     Changes changes
@@ -291,6 +299,10 @@ cdef struct Route:
     # of one client's names and texts; what it prepares beyond that keeps its server
     uint64_t max_names_bytes
     uint8_t has_demand          # EVENT_DEMAND raised and not yet calm
+    uint8_t keeps_copies        # the discard query spares prepared statements, for certain
+    uint8_t resets_parameters   # the discard query does, for certain
+    uint8_t drops_old_plans     # a server that reports a cached plan out of date is closed at detach
+    uint8_t has_notices         # who waits for a server for long is told so
     uint32_t recall_due         # servers to give up at their next release
     uint32_t evict_due          # servers to close then, for another route under the same cap
     uint32_t keep               # parked servers that pool_ttl spares
@@ -298,6 +310,16 @@ cdef struct Route:
     uint64_t pool_ttl_us
     uint64_t reset_timeout_us
     uint64_t login_timeout_us
+    uint64_t idle_timeout_us            # clients outside a transaction; 0 none, as for the next three
+    uint64_t idle_in_transaction_us
+    uint64_t query_timeout_us
+    uint64_t transaction_timeout_us
+    uint64_t notice_after_us
+    Text discard_query          # with its NUL
+    Text notice_waiting         # a whole message
+    Text notice_served          # the body of one up to a number of milliseconds …
+    Text notice_served_end      # … and behind it
+    Conn* unnoticed             # in the queue; all before it were told that they wait
     uint64_t last_wait_us       # somebody waited
     uint64_t* words
     List idle

@@ -30,6 +30,7 @@ include "settings.pxi"
 include "client.pxi"
 include "server.pxi"
 include "release.pxi"
+include "limits.pxi"
 include "commands.pxi"
 include "check.pxi"
 
@@ -97,6 +98,8 @@ cdef void expire(Engine* e) noexcept nogil:
                 raise_event(e, &r.conn, EVENT_CALM)
             else:
                 deadline(e, limit)
+        if r.has_notices:
+            notice_waiting(e, r)
         if r.pool_timeout_us:
             while r.waiting.head != NULL:
                 at = r.waiting.head
@@ -196,6 +199,7 @@ cdef void sweep(Engine* e) noexcept nogil:
                     ask_cancel(e, s)
                 raise_event(e, at, EVENT_STUCK)
             at = at.following
+        limit_clients(e, r)
         r = r.next
 
 

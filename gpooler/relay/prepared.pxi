@@ -289,7 +289,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
         out_copy(e, <const unsigned char*> b"\x00\x00\x00", 3)
         out_add(e, began)
         note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
-        s.flags |= IS_DIRTY
+        s.flags |= IS_DIRTY | HAS_REAL_NAMES
         out_run(e, name - HEADER, last)
         session_frontend(&s.session, c'P', OWNER_CLIENT)
         return REPLACED

@@ -34,6 +34,16 @@ class Relay:
         reset_timeout_ms: int,
         login_timeout_ms: int,
         keep: int,
+        discard_query: bytes,
+        keeps_copies: bool,
+        resets_parameters: bool,
+        drops_old_plans: bool,
+        idle_timeout_s: int,
+        idle_in_transaction_s: int,
+        query_timeout_s: int,
+        transaction_timeout_s: int,
+        notice_after_ms: int,
+        notices: tuple[bytes, bytes, bytes],
     ) -> None: ...
     def set_keep(self, route_id: int, count: int) -> None: ...
     def adopt_client(

@@ -2,7 +2,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -13,7 +13,7 @@ from gpooler.relay.engine cimport (
     COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
     DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION,
     IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
-    TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, clock_us,
+    TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
     conn_add, engine_new, engine_run,
 )
 from gpooler.relay.io cimport CHUNK, Chunk
@@ -33,6 +33,16 @@ cdef ParameterSet wrap(Engine* e, ParamSet** place):
 
 cdef bytes packed_address(Client* c):
     return (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0]
+
+
+cdef int keep_text(Text* text, bytes data) except -1:
+    """Copy bytes for a route, which is never freed."""
+    text.size = <uint32_t> PyBytes_GET_SIZE(data)
+    text.data = <unsigned char*> malloc(text.size + 1)
+    if text.data == NULL:
+        raise MemoryError
+    memcpy(text.data, PyBytes_AS_STRING(data), text.size)
+    return 0
 
 
 cdef class Relay:
@@ -199,10 +209,18 @@ cdef class Relay:
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
                    bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes, uint8_t session_state,
                    bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
-                   uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep):
+                   uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
+                   bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
+                   uint64_t idle_timeout_s,
+                   uint64_t idle_in_transaction_s, uint64_t query_timeout_s, uint64_t transaction_timeout_s,
+                   int64_t notice_after_ms, tuple notices):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never.
 
         ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
+        ``discard_query`` does that; ``keeps_copies``: it spares prepared statements, ``resets_parameters``:
+        it resets all parameters, each for certain. ``notices`` for clients
+        that wait, unless ``notice_after_ms`` is negative: a message when they do, and, for when they have
+        got a server, the body of one in two parts around the number of milliseconds.
         """
         cdef Route* r
         cdef Command* command
@@ -234,6 +252,20 @@ cdef class Relay:
         r.reset_timeout_us = reset_timeout_ms * 1000
         r.login_timeout_us = login_timeout_ms * 1000
         r.keep = keep
+        r.keeps_copies = keeps_copies
+        keep_text(&r.discard_query, discard_query + b"\0")
+        r.resets_parameters = resets_parameters
+        r.drops_old_plans = drops_old_plans
+        r.idle_timeout_us = idle_timeout_s * 1000000
+        r.idle_in_transaction_us = idle_in_transaction_s * 1000000
+        r.query_timeout_us = query_timeout_s * 1000000
+        r.transaction_timeout_us = transaction_timeout_s * 1000000
+        r.has_notices = notice_after_ms >= 0
+        if r.has_notices:
+            r.notice_after_us = <uint64_t> notice_after_ms * 1000
+            keep_text(&r.notice_waiting, notices[0])
+            keep_text(&r.notice_served, notices[1])
+            keep_text(&r.notice_served_end, notices[2])
         r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
         r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
         r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE

@@ -1,16 +1,20 @@
 """A server without its client: brought back to a clean state, parked, given up or closed."""
 
 from libc.stdint cimport uint32_t, uint8_t
-from libc.string cimport memcpy
+from libc.stdlib cimport free, malloc
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport io_send, iovec, queue_clear
-from gpooler.relay.params cimport ParamSet, params_empty, params_release, params_settle
+from gpooler.relay.params cimport (
+    MAX_DEPLOY, ParamSet, params_deploy, params_empty, params_release, params_settle,
+)
 from gpooler.relay.reason cimport (
     REASON_SERVER_CLIENT_LEFT, REASON_SERVER_DIRTY_END, REASON_SERVER_LIFETIME, REASON_SERVER_LOST,
+    REASON_SERVER_OLD_PLAN,
     REASON_SERVER_PROTOCOL, REASON_SERVER_RECALLED, REASON_SERVER_RESET_FAILED,
 )
+from gpooler.relay.scanner cimport EFFECT_PARSE, EFFECT_PREPARE
 from gpooler.relay.session cimport (
     OWNER_ASK, OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
     session_owner,
@@ -18,14 +22,19 @@ from gpooler.relay.session cimport (
 from gpooler.relay.system cimport SHUT_RDWR, SHUT_WR, pthread_mutex_lock, pthread_mutex_unlock, shutdown
 
 
-cdef void own_query(Engine* e, Server* s, const char* text, uint32_t size) noexcept nogil:
+cdef void own_query(Engine* e, Server* s, const unsigned char* text, uint32_t size) noexcept nogil:
     """A simple query of ours, `size` bytes with its NUL; the answer is swallowed."""
-    cdef unsigned char message[64]
-    message[0] = c'Q'
-    put_u32(message + 1, size + 4)
-    memcpy(message + HEADER, text, size)
+    cdef unsigned char header[HEADER]
+    cdef iovec pieces[2]
+    cdef size_t accepted
+    header[0] = c'Q'
+    put_u32(header + 1, size + 4)
+    pieces[0].iov_base = header
+    pieces[0].iov_len = HEADER
+    pieces[1].iov_base = <void*> text
+    pieces[1].iov_len = size
     session_frontend(&s.session, c'Q', OWNER_RESET)
-    if not conn_send(e, &s.conn, message, size + HEADER):
+    if not conn_write(e, &s.conn, pieces, 2, &accepted):
         server_lost(e, s)
 
 
@@ -42,10 +51,13 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     """A server without a client: one ladder decides what becomes of it."""
     cdef Route* r = s.conn.route
     cdef const char* sync = b"S\x00\x00\x00\x04"
+    cdef const char* rollback = b"ROLLBACK"
+    cdef const char* all = b"DISCARD ALL"
     # It cannot be trusted any more.
     if (s.flags & (CLOSE_AT_END | RESET_FAILED) or s.session.is_uncertain or s.conn.rx.left
             or s.conn.hold != NULL):
-        server_close(e, s, REASON_SERVER_RESET_FAILED if s.flags & RESET_FAILED else REASON_SERVER_DIRTY_END)
+        server_close(e, s, REASON_SERVER_RESET_FAILED if s.flags & RESET_FAILED
+                     else REASON_SERVER_OLD_PLAN if s.flags & HAS_OLD_PLAN else REASON_SERVER_DIRTY_END)
         return
     # Answers are outstanding.
     if not session_is_idle(&s.session):
@@ -66,12 +78,12 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         return
     # In a transaction.
     if s.session.status != c'I':
-        if s.flags & HAS_ROLLED_BACK or not r.can_rollback:
+        if s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED) or not r.can_rollback:
             server_close(e, s, REASON_SERVER_RESET_FAILED)
             return
         enter_reset(e, s)
         s.flags |= HAS_ROLLED_BACK
-        own_query(e, s, b"ROLLBACK", 9)
+        own_query(e, s, <const unsigned char*> rollback, 9)
         return
     # Dirty.
     if (s.flags & IS_DIRTY or s.pins) and r.discard != DISCARD_NEVER:
@@ -81,7 +93,13 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         enter_reset(e, s)
         s.flags |= HAS_DISCARDED
         r.words[counters.ROUTE_RESETS] += 1
-        own_query(e, s, b"DISCARD ALL", 12)
+        if r.keeps_copies and (s.flags & HAS_REAL_NAMES or s.pins & (EFFECT_PARSE | EFFECT_PREPARE)):
+            copies_clear(&s.copies, &e.statements)
+            own_query(e, s, <const unsigned char*> all, 12)
+        else:
+            own_query(e, s, r.discard_query.data, r.discard_query.size)
+        if not r.resets_parameters and s.conn.state == SERVER_RESETTING:
+            reset_deployed(e, s)
         return
     if s.touched_size:
         server_close(e, s, REASON_SERVER_DIRTY_END)     # nobody knows any more what its settings are
@@ -118,15 +136,38 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     servers_active_gauge(r)
 
 
+cdef void reset_deployed(Engine* e, Server* s) noexcept nogil:
+    """Parameters that we deployed and PostgreSQL does not report: who knows whether the query reset them?"""
+    cdef ParamSet* nothing = params_empty()
+    cdef ParamSet* reported = NULL if nothing == NULL else params_settle(s.params, nothing)
+    cdef unsigned char* text = <unsigned char*> malloc(MAX_DEPLOY)
+    cdef int size = -1
+    if reported != NULL and text != NULL:
+        size = params_deploy(s.params, reported, text, MAX_DEPLOY)
+    if size < 0:
+        s.flags |= RESET_FAILED
+    elif size:
+        own_query(e, s, text, <uint32_t> size)
+    free(text)
+    params_release(reported)
+    params_release(nothing)
+
+
 cdef void reset_answered(Engine* e, Server* s) noexcept nogil:
     """One of our own statements was answered."""
     cdef ParamSet* nothing
     cdef ParamSet* same
     if s.flags & HAS_DISCARDED and not s.flags & RESET_FAILED:
-        s.flags &= ~<uint32_t> (IS_DIRTY | HAS_STRAY_COPIES | NEEDS_CHECK)
+        s.flags &= ~<uint32_t> (IS_DIRTY | NEEDS_CHECK | HAS_REAL_NAMES)
         s.pins = 0
+        if s.touched_size and not s.conn.route.resets_parameters:
+            s.flags |= CLOSE_AT_END         # nobody knows any more what its settings are
         untouch(s)
-        copies_clear(&s.copies, &e.statements)
+        if not s.conn.route.keeps_copies:
+            copies_clear(&s.copies, &e.statements)
+            s.flags &= ~<uint32_t> HAS_STRAY_COPIES
+            if not s.conn.route.resets_parameters:
+                s.flags |= HAS_STRAY_COPIES     # a query of the user's own
         nothing = params_empty()
         if nothing != NULL:
             same = params_settle(s.params, nothing)
@@ -146,7 +187,7 @@ cdef void orphan(Engine* e, Server* s, Client* c, bint is_patient) noexcept nogi
         s.flags |= IS_DIRTY
     if session_owner(&s.session) == OWNER_DEPLOY:
         # What the deploy will have done is the client's, and nobody keeps account of it any more.
-        s.flags |= CLOSE_AT_END if r.discard == DISCARD_NEVER else IS_DIRTY
+        s.flags |= CLOSE_AT_END if r.discard == DISCARD_NEVER or not r.resets_parameters else IS_DIRTY
     if c.conn.rx.left:
         s.flags |= HAS_CUT_MESSAGE
     resume_server(e, s)                 # not read while the client was slow

@@ -1,7 +1,7 @@
 """What servers send."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strcmp
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
@@ -116,7 +116,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if length < 4 or length > MAX_MESSAGE:
             bad = True
             break
-        if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S' or (kind == c'E' and owner != OWNER_CLIENT)
+        if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S'
+                                    or kind == c'E' and (owner != OWNER_CLIENT or r.drops_old_plans)
                                     or kind == c'D' and owner == OWNER_ASK
                                     or kind == c'C' and s.flags & AWAITS_TAG):
             if <size_t> (end - p) < whole:
@@ -175,7 +176,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 if s.touched_size:
                     s.flags |= TOUCHED_FAILED
                 if s.flags & HAS_PLACED:
-                    s.flags |= IS_DIRTY
+                    s.flags |= IS_DIRTY | HAS_REAL_NAMES
             if owner == OWNER_DEPLOY:
                 s.flags |= DEPLOY_FAILED
                 if c != NULL:
@@ -184,6 +185,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 s.flags |= RESET_FAILED
             elif c != NULL and is_last_group(&s.session):
                 c.flags &= ~<uint32_t> HAS_UNBOUND  # the Parse failed, or was skipped
+            if r.drops_old_plans and is_old_plan(p + HEADER, min_size(whole, end - p) - HEADER):
+                s.flags |= CLOSE_AT_END | HAS_OLD_PLAN
         elif kind == c'Z':
             if length != 5:
                 bad = True
@@ -281,6 +284,34 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             settle(e, s)
     else:
         maybe_detach(e, s)
+
+
+cdef bint is_old_plan(const unsigned char* body, size_t size) noexcept nogil:
+    """Whether an ErrorResponse says that a cached plan must not change its result type.
+
+    The text may be in any language; the name of PostgreSQL's function, where it is told, is not.
+    """
+    cdef const char* value
+    cdef uint8_t field
+    cdef bint is_unsupported = False
+    while size > 1 and body[0]:
+        field = body[0]
+        value = <const char*> body + 1
+        while size and body[0]:
+            body += 1
+            size -= 1
+        if size == 0:
+            break                           # cut off
+        body += 1
+        size -= 1
+        if field == c'C':
+            if strcmp(value, b"0A000") != 0:
+                return False
+            is_unsupported = True
+        elif (field == c'M' and strcmp(value, b"cached plan must not change result type") == 0
+              or field == c'R' and strcmp(value, b"RevalidateCachedQuery") == 0):
+            return is_unsupported           # the SQLSTATE comes before both
+    return False
 
 
 cdef inline bint is_last_group(Session* session) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Final
 
 from gpooler.config.model import Config, Endpoint, Pool, Rule
 from gpooler.errors import GpoolerError
@@ -14,6 +15,21 @@ class Mode(IntEnum):
     TRANSACTION = 1
     STATEMENT = 2
 
+
+# What `pool_smart_discard` runs: DISCARD ALL without DEALLOCATE ALL and DISCARD PLANS, as PostgreSQL's
+# documentation of DISCARD takes it apart and in the order of its code. As one query it is one
+# transaction: all or nothing. The function's schema is named: a role's default search_path may lead to
+# another of its name.
+SMART_DISCARD: Final = (
+    "CLOSE ALL;"
+    "SET SESSION AUTHORIZATION DEFAULT;"
+    "RESET ALL;"
+    "UNLISTEN *;"
+    "SELECT pg_catalog.pg_advisory_unlock_all();"
+    "DISCARD TEMP;"
+    "DISCARD SEQUENCES"
+)
+DISCARD_ALL: Final = "DISCARD ALL"
 
 MODES = {
     Pool.SESSION: Mode.SESSION,
@@ -68,6 +84,36 @@ class Route:
     def key(self) -> RouteKey:
         """Its identity."""
         return RouteKey(self.rule.name, self.database, self.user, self.is_replication)
+
+    @property
+    def discard_query(self) -> str:
+        """What brings a server's session back."""
+        return self.rule.pool_discard_query or (
+            SMART_DISCARD if self.rule.pool_smart_discard else DISCARD_ALL
+        )
+
+    @property
+    def is_discarded(self) -> bool | None:
+        """When a server's session is brought back: None when it is dirty, True always, False never."""
+        is_other = self.rule.pool_smart_discard or self.rule.pool_discard_query is not None
+        if self.rule.pool_discard is False and is_other:
+            return None  # as in Odyssey: no DISCARD ALL, but the other
+        return self.rule.pool_discard
+
+    @property
+    def idle_timeout_s(self) -> int:
+        """How long a client may be idle outside a transaction; 0 is for ever."""
+        limits = [limit for limit in (self.rule.client_idle_timeout, self._pools_idle_timeout_s) if limit]
+        return min(limits, default=0)
+
+    @property
+    def is_idle_limit_the_pools(self) -> bool:
+        """Whether that limit is ``pool_client_idle_timeout``."""
+        return 0 < self._pools_idle_timeout_s == self.idle_timeout_s
+
+    @property
+    def _pools_idle_timeout_s(self) -> int:
+        return self.rule.pool_client_idle_timeout if self.rule.pool is Pool.SESSION else 0
 
 
 def key_of(rule: Rule, database: str, user: str, is_replication: bool) -> RouteKey:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from gpooler.stats.registry import RouteWord
+from gpooler.reasons import Reason
+from gpooler.routing.route import SMART_DISCARD
+from gpooler.stats.registry import ERROR_BASE, RouteWord
 from tests.harness import Gpooler, Postgres, RawClient, eventually
-from tests.harness.client import SYNC, bind, describe, execute, message, parse, query
+from tests.harness.client import SYNC, ServerError, bind, describe, execute, message, parse, query
 
 Factory = Callable[..., Gpooler]
 
@@ -275,3 +277,223 @@ def test_what_code_does_inside_the_server_is_discarded(postgres: Postgres, gpool
             assert gpooler.route_count(RouteWord.PINS) == 0
     finally:
         postgres.query("DROP PROCEDURE fill", dbname="app")
+
+
+# --- what else a server can be reset with -----------------------------------------------------
+
+
+def resetting(factory: Factory, postgres: Postgres, sql: str, **rule: object) -> Gpooler:
+    """One server, which is reset with that query."""
+    return factory(postgres, rule={"pool_size": 1, "pool_discard_query": sql, **rule})
+
+
+def leave(gpooler: Gpooler, *statements: str, **login: str) -> int:
+    """A client that does so and goes; the process id of its server, which is parked again or gone."""
+    with gpooler.raw() as client:
+        client.login(**login)
+        pid = pid_of(client)
+        for sql in statements:
+            client.query(sql)
+        client.terminate()
+    return pid
+
+
+def test_smart_discard_undoes_all_but_prepared_statements(
+    any_postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = resetting(gpooler_factory, any_postgres, SMART_DISCARD)
+    pids = set()
+    for kind, (make, look, clean) in STATES.items():
+        # the reset has to work whatever the session is made to be
+        pids.add(leave(gpooler, "SET default_transaction_read_only = on", "LISTEN x"))
+        pids.add(leave(gpooler, make))
+        with gpooler.raw() as client:
+            client.login()
+            pids.add(pid_of(client))
+            assert client.query(look) == [["1" if kind == "prepare" else clean]], make
+            assert client.query("SELECT count(*) FROM pg_listening_channels()") == [["0"]]
+            assert client.query("SHOW default_transaction_read_only") == [["off"]]
+    assert len(pids) == 1
+
+
+def test_smart_discard_forgets_sequences_and_who_the_session_was(
+    any_postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = resetting(gpooler_factory, any_postgres, SMART_DISCARD, storage_user="postgres")
+    any_postgres.query("CREATE SEQUENCE counted", "app")
+    try:
+        make = (
+            "SELECT nextval('counted')",
+            "SET SESSION AUTHORIZATION trust_user",
+            "SET ROLE pg_read_all_stats",
+        )
+        pid = leave(gpooler, make[0], "LISTEN x")
+        with gpooler.raw() as client:
+            client.login()
+            with pytest.raises(ServerError, match="lastval is not yet defined"):
+                client.query("SELECT lastval()")
+            client.terminate()
+        leave(gpooler, *make[1:])
+        with gpooler.raw() as client:
+            client.login()
+            sql = "SELECT session_user, current_user, current_setting('role')"
+            assert client.query(sql) == [["postgres", "postgres", "none"]]
+            assert pid_of(client) == pid
+    finally:
+        any_postgres.query("DROP SEQUENCE counted", "app")
+
+
+def test_smart_discard_calls_postgresqls_function_and_no_other(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    """One of the same name before it in search_path, where a role has such a default, is not called."""
+    gpooler = resetting(gpooler_factory, postgres, SMART_DISCARD)
+    postgres.query(
+        "CREATE SCHEMA trap; CREATE FUNCTION trap.pg_advisory_unlock_all() RETURNS void LANGUAGE plpgsql "
+        "AS $$BEGIN RAISE EXCEPTION 'trapped'; END$$; GRANT USAGE ON SCHEMA trap TO PUBLIC; "
+        "ALTER ROLE trust_user SET search_path = trap, pg_catalog",
+        "app",
+    )
+    try:
+        pid = leave(gpooler, "SELECT pg_catalog.pg_advisory_lock(42)")
+        with gpooler.raw() as client:
+            client.login()
+            assert pid_of(client) == pid
+            assert client.query("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [["0"]]
+    finally:
+        postgres.query("ALTER ROLE trust_user RESET search_path; DROP SCHEMA trap CASCADE", "app")
+
+
+@pytest.mark.parametrize("pool", ["transaction", "session"])
+@pytest.mark.parametrize("discard", [None, True, False])
+def test_pool_discard_query_takes_the_place_of_discard_all(
+    postgres: Postgres, gpooler_factory: Factory, discard: bool | None, pool: str
+) -> None:
+    sql = f"UNLISTEN *; /* {'long' * 15_000} */ SELECT 'own reset'"
+    rule: dict[str, object] = {"pool": pool} if discard is None else {"pool": pool, "pool_discard": discard}
+    gpooler = resetting(gpooler_factory, postgres, sql, **rule)
+
+    def act() -> None:
+        pid = leave(gpooler, "LISTEN ear", "SET work_mem = '5MB'")
+        with gpooler.raw() as client:
+            client.login()
+            assert pid_of(client) == pid
+            assert client.query("SELECT count(*) FROM pg_listening_channels()") == [["0"]]
+            # what the query leaves stays
+            assert client.query("SHOW work_mem") == [["5MB"]]
+            client.terminate()
+        eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == 1)
+
+    log = log_of(postgres, act)
+    assert "own reset" in log
+    assert "DISCARD ALL" not in log
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1/0", "UNLISTEN *; BEGIN", "no sql"])
+def test_a_discard_query_that_fails_or_leaves_a_transaction_open_ends_the_server(
+    postgres: Postgres, gpooler_factory: Factory, sql: str
+) -> None:
+    gpooler = resetting(gpooler_factory, postgres, sql)
+    pid = leave(gpooler, "LISTEN ear")
+    with gpooler.raw() as client:
+        client.login()
+        assert pid_of(client) != pid
+        assert client.query("SELECT count(*) FROM pg_listening_channels()") == [["0"]]
+    assert gpooler.route_count(ERROR_BASE + Reason.SERVER_RESET_FAILED) == 1
+
+
+def test_a_discard_query_that_never_ends_ends_the_server(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = resetting(gpooler_factory, postgres, "COPY pg_temp.t FROM STDIN", pool_reset_timeout_ms=300)
+    pid = leave(gpooler, "CREATE TEMP TABLE t (n int)")
+    with gpooler.raw() as client:
+        client.login()
+        assert pid_of(client) != pid
+    assert gpooler.route_count(ERROR_BASE + Reason.SERVER_RESET_TIMEOUT) == 1
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1", "RESET ALL", "DISCARD ALL"])
+def test_startup_parameters_follow_the_client_whatever_the_discard_query_does(
+    postgres: Postgres, gpooler_factory: Factory, sql: str
+) -> None:
+    """PostgreSQL does not report search_path: nobody can know whether the query has reset it."""
+    gpooler = resetting(gpooler_factory, postgres, sql)
+    pid = leave(gpooler, "LISTEN ear", search_path="elsewhere", TimeZone="Asia/Tokyo")
+    for search_path, zone in (("", ""), ("elsewhere", "Asia/Tokyo"), ("other", "UTC"), ("", "")):
+        given = {"search_path": search_path, "TimeZone": zone} if search_path else {}
+        with gpooler.raw() as client:
+            client.login(**given)
+            assert pid_of(client) == pid
+            assert client.query("SHOW search_path") == [[search_path or '"$user", public']]
+            assert client.query("SHOW TimeZone") == [[zone or "UTC"]]
+            client.query("LISTEN ear")
+            client.terminate()
+
+
+# --- cached plans -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drops", [None, True, False])
+@pytest.mark.parametrize("pool", ["transaction", "session"])
+def test_a_server_with_an_old_plan_is_closed_when_its_client_leaves_it(
+    any_postgres: Postgres, gpooler_factory: Factory, drops: bool | None, pool: str
+) -> None:
+    rule = {"pool": pool, "pool_size": 1, "server_drop_on_cached_plan_error": drops}
+    gpooler = gpooler_factory(any_postgres, rule=rule)
+    any_postgres.query("CREATE TABLE planned (n int); GRANT ALL ON planned TO PUBLIC", "app")
+    try:
+        with gpooler.raw() as client:
+            client.login()
+            pid = pid_of(client)
+            client.send(parse("SELECT * FROM planned", "p"), bind("p"), execute(), SYNC)
+            assert client.rows() == []
+            any_postgres.query("ALTER TABLE planned ADD COLUMN m int", "app")
+            client.send(bind("p"), execute(), SYNC)
+            with pytest.raises(ServerError, match="cached plan must not change result type"):
+                client.rows()
+            # not before
+            assert pid_of(client) == pid
+            client.terminate()
+        with gpooler.raw() as client:
+            client.login()
+            assert (pid_of(client) == pid) == (drops is False)
+    finally:
+        any_postgres.query("DROP TABLE planned", "app")
+    assert gpooler.route_count(ERROR_BASE + Reason.SERVER_OLD_PLAN) == (drops is not False)
+
+
+def test_other_errors_do_not_close_the_server(postgres: Postgres, gpooler_factory: Factory) -> None:
+    """Neither another 0A000, nor the same words with another SQLSTATE or elsewhere."""
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    text = "cached plan must not change result type"
+    failing = [
+        "SELECT count(*) FOR UPDATE",
+        f"DO $$BEGIN RAISE EXCEPTION '{text}'; END$$",
+        f"DO $$BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '0A000', DETAIL = '{text}'; END$$",
+        "SELECT 1/0",
+    ]
+    with gpooler.raw() as client:
+        client.login()
+        pid = pid_of(client)
+        for sql in failing:
+            with pytest.raises(ServerError):
+                client.query(sql)
+            eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == 1)
+        assert pid_of(client) == pid
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 500_000])
+def test_an_error_of_any_length_is_passed_on_whole(
+    postgres: Postgres, gpooler_factory: Factory, size: int
+) -> None:
+    """One that fits is looked at before it is passed on, one that does not as far as it has come."""
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    with gpooler.raw() as client:
+        client.login()
+        sql = "DO $$BEGIN RAISE EXCEPTION '%', repeat('x', {}) USING ERRCODE = '0A000'; END$$"
+        for _ in range(2):
+            with pytest.raises(ServerError) as caught:
+                client.query(sql.format(size))
+            assert caught.value.text == "x" * size
+            assert client.query("SELECT 1") == [["1"]]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gpooler.relay.events import RouteEvent, ServerEvent
+from gpooler.relay.events import ClientEvent, RouteEvent, ServerEvent
 from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
 from gpooler.stats.registry import ProcessWord, RouteWord
@@ -22,16 +22,19 @@ ANSWER = b"C\0\0\0\5\0" + READY
 class House:
     """A running relay with one transaction route."""
 
-    def __init__(self):
+    def __init__(self, **limits):
         self.counters = SharedCounters.create()
         self.relay = Relay(self.counters.address, 1, True, bytes(16))
         self.thread = threading.Thread(target=self.relay.run)
         self.thread.start()
+        limits = {"idle_timeout_s": 0, "idle_in_transaction_s": 0, **limits}
         self.relay.open_route(
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
             maintain_params=True, has_prepared=True, max_copies=500, max_names_bytes=1_000_000,
-            session_state=0, pin_on_listen=False, state_check=1, log_query=False, pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000,
-            login_timeout_ms=1000, keep=0,
+            session_state=0, pin_on_listen=False, state_check=1, log_query=False, pool_timeout_ms=0,
+            pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000, keep=0,
+            discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True, drops_old_plans=False, query_timeout_s=0,
+            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""), **limits,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)
         self.sockets = []
@@ -51,8 +54,10 @@ class House:
         self.sockets.append(ours)
         return ours, theirs
 
-    def client(self):
+    def client(self, room=None):
         ours, theirs = self.pair()
+        if room:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
         self.relay.adopt_client(
             theirs.detach(), ROUTE, 1, self.nothing, secret=b"0123", address=b"", family=0, port=0, names=0,
             needs_setup=False, pending=b"",
@@ -174,3 +179,30 @@ def test_no_reply_stays_behind_without_a_wake_up(house):
         while due:
             assert select.select([house.relay.event_fd], [], [], 5)[0], number
             due -= {token for _, token, _ in house.relay.poll()}
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000], ids=["in the kernel", "in the relay too"])
+@pytest.mark.parametrize(
+    ("limit", "status"), [("idle_timeout_s", b"I"), ("idle_in_transaction_s", b"T")], ids=["I", "T"]
+)
+def test_who_has_not_read_its_answer_yet_is_not_idle(limit, status, size):
+    house = House(**{limit: 1})
+    try:
+        client = house.client(room=4096)
+        server, _ = house.server()
+        client.sendall(query("SELECT 1"))
+        assert server.recv(1000) == query("SELECT 1")
+        answer = message(b"D", b"x" * size) + b"C\0\0\0\5\0" + b"Z\0\0\0\5" + status
+        server.sendall(answer)
+        for _ in range(2):
+            let_the_relay_look(house)
+        assert house.bits("c") == []
+        got = b""
+        while len(got) < len(answer):
+            got += client.recv(65536)
+        assert got == answer
+        assert eventually(lambda: house.bits("c")) == [ClientEvent.TEXT_WANTED]
+        if status == b"T":
+            assert server.recv(1000) == query("ROLLBACK")
+    finally:
+        house.close()

@@ -16,6 +16,7 @@ from gpooler.config.values import (
     Number,
     OneOf,
     Parameters,
+    PlainSql,
     Quantiles,
     SecretText,
     Size,
@@ -57,7 +58,7 @@ def other_value(option: Option) -> Any:
             return ["x"]
         case Size():
             return 77
-        case Text() | FreeText() | SecretText():
+        case Text() | FreeText() | PlainSql() | SecretText():
             return "x"
         case Workers():
             return 2
