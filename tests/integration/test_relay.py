@@ -33,7 +33,8 @@ class House:
             maintain_params=True, has_prepared=True, max_copies=500, max_names_bytes=1_000_000,
             session_state=0, pin_on_listen=False, state_check=1, log_query=False, pool_timeout_ms=0,
             pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000, keep=0,
-            discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True, drops_old_plans=False, query_timeout_s=0,
+            discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True,
+            drops_old_plans=False, query_timeout_s=0,
             transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""), **limits,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)

@@ -452,3 +452,16 @@ def test_the_limits_of_prepared_statements(postgres: Postgres, gpooler_factory: 
         count = int(client.query("SELECT count(*) FROM pg_prepared_statements")[0][0] or 0)
         assert count == (5 if option == "max_prepared_statements" else 12)
         assert gpooler.route_count(RouteWord.PINS) == (option == "max_client_prepared_bytes")
+
+
+def test_smart_discard_spares_prepared_statements(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_smart_discard": True})
+    with gpooler.raw().login() as client:
+        define(client, "a")
+        for sql, count in (("LISTEN ear", "1"), ("PREPARE p AS SELECT 1", "0")):
+            with gpooler.raw().login() as other:
+                other.query(sql)
+            kept = client.query("SELECT count(*) FROM pg_prepared_statements")
+            assert kept == [[count]]
+            assert client.query("SELECT pg_listening_channels()") == []
+            assert value(client, "a") == "a"

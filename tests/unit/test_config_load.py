@@ -145,7 +145,10 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (with_rule_lines("min_pool_size = 31"), "more than pool_size, 30"),
         (with_rule_lines("pool_pin_on_listen = true").replace('"transaction"', '"session"'), "session pool"),
         (with_rule_lines('pool_routing = "internal"\naddress = "10.0.0.0/8"'), "needs the default address"),
-        (with_rule_lines("pool_smart_discard = true"), "needs pool_reserve_prepared_statement"),
+        (
+            with_rule_lines("pool_smart_discard = true\npool_reserve_prepared_statement = false"),
+            "needs pool_reserve_prepared_statement",
+        ),
         (with_rule_lines("pool_discard_query = ''"), "must not be empty"),
         (with_rule_lines("pool_discard_query = ' ; '"), "must not be empty"),
         (with_rule_lines("pool_discard_query = \"SELECT 'ä'\""), "must be ASCII"),

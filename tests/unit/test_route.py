@@ -13,7 +13,7 @@ def route(**options: str) -> Route:
     body = BODY.replace('pool = "session"\n', "")
     config = load_text(f"{HEAD}[database.default.user.default]\n{body}{lines}").config
     (rule,) = config.rules
-    return Route(0, rule, "app", "app", endpoint_of(config, rule), ())
+    return Route(0, rule, "app", "app", endpoint_of(config, rule), (), is_replication=False, admission_id=0)
 
 
 @pytest.mark.parametrize(
