@@ -212,6 +212,8 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
         if wants != NULL:
             replace_params(e, &c.params, wants)
     c.flags &= ~<uint32_t> NEEDS_DEPLOY
+    if s.plans != r.plans:
+        renew_copies(e, s)
     deploy_begin(e, c, s)
 
 

@@ -170,6 +170,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef uint8_t reason
     cdef unsigned char* text
     out_begin(e)
+    e.copy_from = NULL
+    if s != NULL and can_be_sent_again(c, s):
+        e.copy_from = data
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
     if c.flags & NEEDS_DEPLOY and s != NULL and can_deploy(c, s):
@@ -285,6 +288,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             attach(e, c, s)
             run = p
             fresh = p
+            e.copy_from = p if can_be_sent_again(c, s) else NULL
             if e.deploy_size and e.deploy_waits:
                 deploy_first(e, c, s, p, end)
                 return
@@ -402,6 +406,8 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
         e.out[0].iov_len = e.deploy_size
         first = 0
     out_run(e, run, p)
+    if e.copy_from != NULL:
+        keep_request(e, c, p)
     for i in range(1, e.out_count):
         c.conn.route.words[counters.ROUTE_BYTES_IN] += e.out[i].iov_len
     i = e.out_count - first
@@ -418,6 +424,7 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
         make_ready(e, &s.conn)
         return False
     forget_copies(e, s)
+    drop_request(e, c)
     s.client = NULL
     c.server = NULL
     move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)
@@ -624,6 +631,7 @@ cdef void client_leave(Engine* e, Client* c, uint8_t reason) noexcept nogil:
         c.conn.reason = reason
     client_unbind(e, c)
     forget_names(e, c)
+    drop_request(e, c)
     c.conn.flags &= ~<uint16_t> IS_REGISTERED
     conn_forget(e, &c.conn)
     close(c.conn.fd)                    # nobody else has it: this ends its registration as well

@@ -119,6 +119,8 @@ cdef enum ClientFlag:
     NEEDS_DEPLOY = 32768        # what it expects is not what its server has, before its next request
     CHANGES_LEXIS = 65536       # sent a Parse after which other texts may be read otherwise
     UNCHECKED = 131072          # ran something since its server was last asked what its session has
+    SENT_AGAIN = 262144         # its request went out a second time, and is not answered yet
+    HAS_NEW_NAMES = 524288      # its request prepares or closes statements
 
 
 cdef enum ServerFlag:
@@ -145,6 +147,8 @@ cdef enum ServerFlag:
     NEEDS_CHECK = 1048576       # something opaque ran: the server is to be asked what its session has
     HAS_OLD_PLAN = 2097152      # reported that a cached plan must not change its result type
     HAS_REAL_NAMES = 4194304    # prepared statements may be left under names of clients
+    ENDED_UNSEEN = 8388608      # said goodbye before any answer; its client does not know
+    PARSES_ANEW = 16777216      # ran into an old plan; its client does not know
 
 
 cdef enum PoolMode:
@@ -248,6 +252,7 @@ cdef struct Client:
     uint64_t request_us         # last read from, or took the last byte queued for it
     uint64_t wait_us            # began to wait for a server; 0 not since the last request
     Names* prepared             # NULL before the first
+    Chunk* request              # what it sent, until the answer begins; NULL: it cannot be sent again
 
 
 cdef struct Server:
@@ -277,6 +282,7 @@ cdef struct Server:
     Changes changes
     unsigned char* touched      # settings since the last question: kind (sql.SettingKind), name, NUL (malloc)
     uint32_t touched_size
+    uint32_t plans              # Route.plans, when its statements were last in order
     uint32_t asked_size         # of it, what the question under way is about
 
 
@@ -295,6 +301,7 @@ cdef struct Route:
     uint8_t session_state       # StateMode
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
     uint8_t state_check         # CheckMode
+    uint32_t plans              # counted up when a cached plan turned out to be out of date
     uint32_t max_copies         # prepared statements on a server
     # of one client's names and texts; what it prepares beyond that keeps its server
     uint64_t max_names_bytes
@@ -402,6 +409,7 @@ cdef struct Engine:
     # what a client's bytes become, while they are worked on: pieces for its server, the first for a deploy
     iovec out[64]
     int out_count
+    unsigned char* copy_from    # of the bytes worked on, what is to be kept; NULL: nothing
     unsigned char* scratch
     uint32_t scratch_used
     uint32_t taken              # bytes of the message that `out` stands for

@@ -210,6 +210,8 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return BLOCKED
     if s.session.is_uncertain:
         return prepared_in_doubt(e, c, s, kind, name, <uint32_t> (stop - name))
+    if kind == c'P' or kind == c'C':
+        c.flags |= HAS_NEW_NAMES
     if kind == c'P':
         if not is_whole:
             return missing

@@ -332,6 +332,15 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     if c.flags & IN_SETUP and c.conn.note == NULL and not s.flags & DEPLOY_FAILED:
         setup_begin(e, c)               # nothing was promised yet: take another
         return
+    if c.flags & AWAITS_DEPLOY and c.conn.hold != NULL:
+        c.flags &= ~<uint32_t> (AWAITS_DEPLOY | IS_BLOCKED)     # nothing of its request went out
+        move(e, &c.conn, &r.idle, CLIENT_IDLE)
+        client_work(e, c)
+        return
+    if s.flags & ENDED_UNSEEN and is_boundary and c.request != NULL and put_back(e, c):
+        move(e, &c.conn, &r.idle, CLIENT_IDLE)
+        client_work(e, c)
+        return
     if c.flags & IS_TERMINATED or c.flags & IS_HALF_CLOSED and c.conn.out.size == 0:
         client_leave(e, c, REASON_SERVER_LOST)
         return

@@ -117,7 +117,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             bad = True
             break
         if whole <= CHUNK - 64 and (kind == c'Z' or kind == c'S'
-                                    or kind == c'E' and (owner != OWNER_CLIENT or r.drops_old_plans)
+                                    or kind == c'E'
                                     or kind == c'D' and owner == OWNER_ASK
                                     or kind == c'C' and s.flags & AWAITS_TAG):
             if <size_t> (end - p) < whole:
@@ -139,11 +139,18 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 break
         is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET or owner == OWNER_ASK
                    or (s.flags & DEPLOY_FAILED) != 0
-                   or (owner == OWNER_EXTRA and s.session.has_change and kind != c'E'))
+                   or (owner == OWNER_EXTRA and s.session.has_change and kind != c'E')
+                   or (s.flags & PARSES_ANEW) != 0)
         if s.session.has_change and kind != c'E':
             change_answered(e, s, p)
         elif s.session.skipped:
             changes_skipped(e, s)
+        if not is_ours and c.flags & (SENT_AGAIN | HAS_NEW_NAMES) | <uint32_t> (c.request != NULL):
+            if (kind == c'E' and c.request != NULL and whole <= CHUNK - 64 and owner != OWNER_ASK
+                    and is_for_again(e, s, c, p + HEADER, length - 4)):
+                is_ours = True
+            else:
+                drop_request(e, c)
         mine = NULL
         if kind == c'S' and s.flags & HAS_RESETS and not is_ours and whole <= CHUNK - 64:
             mine = own_status(s, c, p + HEADER, length - 4)
@@ -177,7 +184,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     s.flags |= TOUCHED_FAILED
                 if s.flags & HAS_PLACED:
                     s.flags |= IS_DIRTY | HAS_REAL_NAMES
-            if owner == OWNER_DEPLOY:
+            if owner == OWNER_DEPLOY and c != NULL and is_shutdown(p + HEADER, min_size(whole, end - p) - HEADER):
+                s.flags |= ENDED_UNSEEN
+            elif owner == OWNER_DEPLOY:
                 s.flags |= DEPLOY_FAILED
                 if c != NULL:
                     set_note(&c.conn, p, min_size(whole, end - p))
@@ -185,8 +194,10 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 s.flags |= RESET_FAILED
             elif c != NULL and is_last_group(&s.session):
                 c.flags &= ~<uint32_t> HAS_UNBOUND  # the Parse failed, or was skipped
-            if r.drops_old_plans and is_old_plan(p + HEADER, min_size(whole, end - p) - HEADER):
-                s.flags |= CLOSE_AT_END | HAS_OLD_PLAN
+            if not s.flags & PARSES_ANEW and is_old_plan(p + HEADER, min_size(whole, end - p) - HEADER):
+                r.plans += 1                # what servers have parsed is out of date
+                if r.drops_old_plans:
+                    s.flags |= CLOSE_AT_END | HAS_OLD_PLAN
         elif kind == c'Z':
             if length != 5:
                 bad = True
@@ -257,6 +268,10 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     if (settled and session_is_idle(&s.session)
             and (s.flags & (HAS_RESETS | AWAITS_TAG | HAS_PLACED | IS_CLEARED) or c.flags & CHANGES_LEXIS)):
         settings_done(e, s, c)
+    if s.flags & PARSES_ANEW:
+        if settled and session_is_idle(&s.session):
+            parse_anew(e, s, c)
+        return
     if c.conn.inject != NULL:
         inject_now(e, c)
         if s.client != c:
