@@ -1,0 +1,88 @@
+"""A client of a transaction pool cannot tell gpooler from its own server.
+
+Random sessions (generator.py) run through one gpooler, many at once on a few servers over two workers, and
+each alone on PostgreSQL itself; the answers are compared message by message (play.py says what is not).
+
+    GPOOLER_DIFFERENTIAL=5000   sessions of the short run (default 1,500)
+    GPOOLER_DIFFERENTIAL_SEED   its seed (default: another one each time; a failing run prints it)
+    GPOOLER_DIFFERENTIAL_LIMITS known limits (generator.LIMITS) to test all the same, by comma, or "all"
+    GPOOLER_DIFFERENTIAL_SHRINK 0: end at the first difference, as it was found
+    GPOOLER_SOAK_S              seconds of the long run, with --full
+"""
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from tests.differential.generator import LIMITS
+from tests.differential.stage import POOLED, SERVERS, Outcome, Run
+from tests.harness import Gpooler, Postgres
+
+SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "1500"))
+SECONDS: Final = float(os.environ.get("GPOOLER_SOAK_S", "300"))
+HAS_SHRINKING: Final = os.environ.get("GPOOLER_DIFFERENTIAL_SHRINK", "1") != "0"
+
+# What a client at rest has on its server: one row, all as at the beginning.
+CLEAN: Final = """
+SELECT
+    (SELECT coalesce(string_agg(name, ', '), '') FROM pg_settings
+     WHERE source = 'session' AND setting IS DISTINCT FROM reset_val),
+    (SELECT count(*) FROM pg_prepared_statements WHERE name !~ '^gp_[0-9a-f]{32}$'),
+    (SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'),
+    (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+    (SELECT count(*) FROM pg_listening_channels()),
+    (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()),
+    current_user = session_user
+"""
+
+
+def chosen_limits() -> frozenset[str]:
+    text = os.environ.get("GPOOLER_DIFFERENTIAL_LIMITS", "")
+    names = frozenset(LIMITS) if text == "all" else frozenset(text.split(",")) - {""}
+    assert names <= LIMITS.keys(), f"no such limit: {sorted(names - LIMITS.keys())}"
+    return names
+
+
+def chosen_seed() -> int:
+    return int(os.environ.get("GPOOLER_DIFFERENTIAL_SEED") or random.SystemRandom().getrandbits(40))
+
+
+def check_servers(postgres: Postgres, pool: Gpooler) -> None:
+    """Each server is idle, holds no lock, and is as new to the next client."""
+    with ExitStack() as stack:
+        pids = set()
+        for _ in range(SERVERS):
+            client = stack.enter_context(pool.raw(timeout=20)).login(database=POOLED)
+            client.query("BEGIN")
+            assert client.query(CLEAN) == [["", "0", "0", "0", "0", "0", "t"]]
+            pids.add(client.query("SELECT pg_backend_pid()")[0][0])
+        assert len(pids) == SERVERS
+        assert len(postgres.activity()) == SERVERS
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    assert postgres.query(held) == [(0,)]
+
+
+def compare_all(postgres: Postgres, pool: Gpooler, run: Callable[[Run], Outcome]) -> None:
+    seed = chosen_seed()
+    outcome = run(Run(postgres, pool, seed, chosen_limits(), HAS_SHRINKING))
+    print(f"seed {seed}: {outcome.sessions} sessions, {outcome.messages} messages", file=sys.stderr)
+    if outcome.reports:
+        pytest.fail("\n\n".join([f"{len(outcome.reports)} differences", *outcome.reports]), pytrace=False)
+    check_servers(postgres, pool)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.slow
+def test_sessions_are_answered_as_by_postgres(postgres: Postgres, pool: Gpooler) -> None:
+    compare_all(postgres, pool, lambda run: run.sessions(SESSIONS))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(SECONDS + 900)
+def test_sessions_are_answered_as_by_postgres_for_long(postgres: Postgres, pool: Gpooler) -> None:
+    compare_all(postgres, pool, lambda run: run.seconds(SECONDS))
