@@ -10,7 +10,7 @@ from gpooler.relay.params cimport PARAM_READ_ONLY
 from gpooler.relay.prepared cimport (
     CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name, Names,
     STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
-    copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
+    copies_has, copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
     statement_of, statement_release,
 )
 from gpooler.relay.scanner cimport (
@@ -243,6 +243,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     """A whole Parse with a name."""
     cdef uint32_t size = <uint32_t> (stop - name)
     cdef uint32_t began
+    cdef bint may_be_failed = s.session.status == c'E' or session_has_sync_point(&s.session)
     cdef Statement* statement
     cdef Name* mine
     cdef Scan scan
@@ -258,6 +259,9 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     if names_find(c.prepared, name, size) != NULL:
         # Have PostgreSQL refuse it in its own words; what that leaves behind is discarded.
         name_free(&e.statements, mine)
+        if may_be_failed:
+            out_close(e, name, size + 1)    # or it is refused for what an earlier one left there
+            note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
         began = e.scratch_used
         out_message(e, c'P', size + 4)
         out_copy(e, name, size + 1)
@@ -280,7 +284,13 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     if scan.effects & EFFECT_FORGET:
         statement.effects |= EFFECT_PARSE
     statement.references += 1
-    if copies_use(&s.copies, statement):
+    if may_be_failed and copies_has(&s.copies, statement):
+        # In a failed block PostgreSQL refuses most texts: it is asked once more.
+        statement.references += 1
+        out_close(e, statement.name, STATEMENT_NAME)
+        copies_remove(&s.copies, &e.statements, statement)
+        note_change(e, s, CHANGE_EVICT, OWNER_EXTRA, statement, NULL)
+    elif copies_use(&s.copies, statement):
         out_close(e, b"gp_", 4)
         note_change(e, s, CHANGE_ALIAS, OWNER_CLIENT, statement, mine)
         return REPLACED
