@@ -81,7 +81,7 @@ UNREPORTED: Final = {
     "enable_seqscan": ("off", "on"),
     "mine.own": ("'a''b'", "'plain'", "12"),
     "default_transaction_isolation": ("'repeatable read'", "serializable"),
-    "client_min_messages": ("'error'", "'notice'", "'debug1'"),
+    "client_min_messages": ("'error'", "'notice'", "'log'"),
     "array_nulls": ("off", "on"),
 }
 SETTINGS: Final = REPORTED | UNREPORTED
@@ -151,6 +151,7 @@ ENDS: Final = (
 BLOCKS: Final = {"blocks", "savepoints", "portals", "set local", "set in a block", "multi", "broken"}
 # Names of prepared statements, and how many parameters they have.
 ARITIES: Final = {"s0": 0, "s1": 1, "s2": 2, "S 'odd' name": 1}
+HIDDEN: Final = "DO $$BEGIN PERFORM set_config('DateStyle', 'German', false); END$$"
 INT4PL: Final = 177
 SQRT: Final = 230  # dsqrt(float8)
 
@@ -200,8 +201,14 @@ class Author:
             "backslashes": self._backslashes,
             "deallocate": lambda: [(query(chance.choice((f"DEALLOCATE {self._name()}", "DEALLOCATE ALL"))),)],
             "execute": lambda: [(query(f"EXECUTE {self._name()}"),), (parse("SELECT 1", "q0"), SYNC)],
+            "hidden": lambda: [(query(HIDDEN),), self._probe()],
             "rebind": lambda: [(*self._group(), SYNC), (bind(), execute(), SYNC)],
-            "reparse": lambda: [(parse("SELECT '01/02/2020'::date::text", "day"), SYNC), self._run_of("day")],
+            "reparse": lambda: [
+                (query(f"SET DateStyle = {chance.choice(REPORTED['DateStyle'])}"),),
+                (close("S", "day"), parse("SELECT '01/02/2020'::date::text", "day"), SYNC),
+                (query(f"SET DateStyle = {chance.choice(REPORTED['DateStyle'])}"),),
+                self._run_of("day"),
+            ],
         }
 
     def write(self) -> Program:
@@ -703,8 +710,6 @@ class Author:
             f"DO $x$BEGIN INSERT INTO t{lane} VALUES (1, 'done'); END$x$",
             "DO 'BEGIN RAISE EXCEPTION ''thrown''; END'",
         ]
-        if self._has("hidden"):
-            texts.append("DO $$BEGIN PERFORM set_config('DateStyle', 'German', false); END$$")
         return [self._any(chance.choice(texts))]
 
     def _backslashes(self) -> list[Step]:

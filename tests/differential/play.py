@@ -17,6 +17,7 @@ line of errors and notices, ParameterStatus at its place, and the status of the 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 from tests.differential.program import END, LAST_ROW, MARKER, Program, Step, ends_in_flush, readies
@@ -53,6 +54,7 @@ class Difference:
     step: int  # from 0; -1 is the login
     expected: list[str]
     got: list[str]
+    kind: tuple[str, str]  # what the first two messages that differ are, to tell one difference from another
 
     def __str__(self) -> str:
         where = f"in the answer to step {self.step + 1}" if self.step >= 0 else "at login"
@@ -166,12 +168,20 @@ def compare(direct: Transcript, pooled: Transcript) -> Difference | None:
             -1,
             [f"{name} = {direct.parameters.get(name)!r}" for name in names],
             [f"{name} = {pooled.parameters.get(name)!r}" for name in names],
+            ("login", names[0]),
         )
     for number, expected in enumerate(direct.answers):
         got = pooled.answers[number] if number < len(pooled.answers) else []
         if got != expected:
-            return Difference(number, _shown(expected), _shown(got))
+            first = next(pair for pair in zip_longest(expected, got) if pair[0] != pair[1])
+            return Difference(number, _shown(expected), _shown(got), (_kind(first[0]), _kind(first[1])))
     return None
+
+
+def _kind(message: Message | None) -> str:
+    if message is None:
+        return ""
+    return message.kind.decode() + (message.fields().get("C", "") if message.kind in (b"E", b"N") else "")
 
 
 def _shown(messages: list[Message], most: int = 25) -> list[str]:

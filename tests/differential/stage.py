@@ -184,10 +184,11 @@ class Run:
 
         def differs(candidate: Program) -> bool:
             nonlocal seen
-            if again := lane.difference(candidate):
-                seen = again
-                return True
-            return False
+            again = lane.difference(candidate)
+            if again is None or again.kind != found.kind:
+                return False
+            seen = again
+            return True
 
         if not differs(program):
             return program, found
