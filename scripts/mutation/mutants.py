@@ -69,6 +69,12 @@ MUTANTS: Final = (
         "    if out.size < 40:\n        return 0\n    _byte(&out, 0)\n",
     ),
     Mutant(
+        "what the client before has set is left where PostgreSQL does not report it",
+        "gpooler/relay/params.pyx",
+        "            if not a.flags & PARAM_REPORTED:\n                _reset_one(&out, a)\n",
+        "            pass\n",
+    ),
+    Mutant(
         "a Parse that failed is remembered",
         "gpooler/relay/prepared.pyx",
         "            if change.kind == CHANGE_DEFINE or change.kind == CHANGE_ALIAS:\n",
@@ -93,13 +99,6 @@ MUTANTS: Final = (
         "gpooler/relay/attach.pxi",
         "        c.flags |= MAY_MEET_UNNAMED\n",
         "        pass\n",
-    ),
-    Mutant(
-        "a value that PostgreSQL reports is not noted for its client",
-        "gpooler/relay/attach.pxi",
-        "    if s.client != NULL:\n        replace_params(e, &s.client.params,\n",
-        "    if s.client != NULL and s.session.status == c'I':\n"
-        "        replace_params(e, &s.client.params,\n",
     ),
     Mutant(
         "a server is detached inside a transaction",

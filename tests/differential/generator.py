@@ -33,7 +33,7 @@ from tests.differential.program import (
 LIGHT: Final = (
     "simple", "empty", "multi", "broken", "extended", "pipeline", "flush", "unnamed", "named", "blocks",
     "savepoints", "portals", "cursors", "copy in", "copy out", "transaction locks", "notify", "probe", "odd",
-    "set local", "startup", "abrupt",
+    "set local", "startup", "abrupt", "leave", "unanswered",
 )  # fmt: skip
 # These leave something in the session.
 HEAVY: Final = (
@@ -147,6 +147,11 @@ ENDS: Final = (
     "COMMIT", "COMMIT", "COMMIT", "ROLLBACK", "ROLLBACK", "END", "ABORT", "COMMIT; SELECT 1", "COMMIT; BEGIN",
     "COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'x'", "SELECT 1; COMMIT",
 )  # fmt: skip
+# These leave nothing behind that the next client of the same lane could find.
+UNANSWERED: Final = (
+    "SELECT 1", "SELECT generate_series(1, 100000)", "SELECT pg_sleep(0.02)", "nonsense", "BEGIN",
+    "COPY (SELECT generate_series(1, 100000)) TO STDOUT", "BEGIN; SELECT 1", "SET DateStyle = German",
+)  # fmt: skip
 # Features that open transaction blocks.
 BLOCKS: Final = {"blocks", "savepoints", "portals", "set local", "set in a block", "multi", "broken"}
 # Names of prepared statements, and how many parameters they have.
@@ -165,6 +170,7 @@ class Author:
         self._features = features
         self._in_block = False
         self._startup: dict[str, str] = {}
+        self._recent = "DateStyle"  # the setting that was changed last
         self._makers: dict[str, Callable[[], list[Step]]] = {
             "simple": lambda: [(query(self._data()),)],
             "empty": lambda: [(query(chance.choice(EMPTY)),)],
@@ -226,7 +232,15 @@ class Author:
                 steps.append(self._probe())
             if self._in_block and chance.random() < 0.15:
                 steps += self._end()
-        return Program(tuple(steps), self._startup, has_terminate="abrupt" not in self._features)
+        return Program(
+            tuple(steps),
+            self._startup,
+            self._any(chance.choice(UNANSWERED))[: chance.choice((1, 2, 9))]
+            if self._has("unanswered")
+            else (),
+            has_end=not self._has("leave"),
+            has_terminate=not self._has("abrupt"),
+        )
 
     # -- pieces ----------------------------------------------------------------------------------------
 
@@ -320,7 +334,9 @@ class Author:
     def _probe(self) -> Step:
         chance = self._chance
         if chance.random() < 0.4:
-            return self._any(f"SHOW {chance.choice(self._known_settings())}")
+            known = self._known_settings()
+            recent = self._recent if self._recent in known else "DateStyle"
+            return self._any(f"SHOW {chance.choice((recent, chance.choice(known)))}")
         if chance.random() < 0.1 and self._may_reset():
             return self._any(CHANGED)
         return self._any(chance.choice(PROBES))
@@ -402,10 +418,20 @@ class Author:
                 made = self._define(name)
                 return [(close("S", name), made, *self._run_of(name))]
             case 6:
-                # prepared or closed behind an error: skipped
-                first = (parse("SELECT 1/0"), bind(), execute())
-                other = (parse("SELECT 'late'", self._name()), close("S", self._name()))
-                return [(*first, *other, SYNC)]
+                # prepared, closed, bound behind an error: skipped
+                other = self._name()
+                wrong = (parse("SELECT 1/0"), bind(), execute())
+                skipped = chance.choice(
+                    (
+                        (close("S", name),),
+                        (self._define(name),),
+                        (close("S", name), self._define(name)),
+                        (bind(name),),
+                    )
+                )
+                first: list[Step] = [(self._define(name), SYNC)] if chance.random() < 0.5 else []
+                step = (*wrong, *skipped, *self._maybe(self._define(other), 0.3), SYNC)
+                return [*first, step, self._run_of(name), self._run_of(other)]
             case 7 if self._may_describe():
                 return [(describe("S", name), SYNC)]
             case 8 if self._has("blocks"):
@@ -567,6 +593,7 @@ class Author:
     def _set_local(self) -> list[Step]:
         name = self._chance.choice(sorted(SETTINGS))
         value = self._chance.choice(SETTINGS[name])
+        self._recent = name
         steps: list[Step] = [self._any(f"SET LOCAL {name} = {value}")]
         if not self._in_block and self._chance.random() < 0.8:
             self._in_block = True
@@ -582,6 +609,7 @@ class Author:
                 [text for text in OTHER_SETS if self._may_reset() or "LOCAL" not in text.split()]
             )
         name = chance.choice(sorted(SETTINGS))
+        self._recent = name
         if chance.random() < 0.1 and self._may_reset(name):
             return f"SET {name} TO DEFAULT"
         return f"SET {name} {chance.choice(('=', 'TO'))} {chance.choice(SETTINGS[name])}"
@@ -715,15 +743,22 @@ class Author:
     def _backslashes(self) -> list[Step]:
         """Texts that mean something else when standard_conforming_strings is off."""
         chance = self._chance
-        texts = (
-            "SELECT 'a\\'; SET application_name = ''x''; --'",
-            "SELECT 'it\\'s', 'x'",
-            "SELECT 'a\\\\'; SELECT 'b'",
-            "SET standard_conforming_strings = off",
-            "SET standard_conforming_strings = off; SELECT 'x\\'; LISTEN c; --'",
-            "SELECT E'\\'; BEGIN; --'",
-        )
-        return [(query(chance.choice(texts)),), self._probe()]
+        if self._startup.get("standard_conforming_strings") == "off" or chance.random() < 0.3:
+            texts = (
+                "SELECT 'it\\'s'; SET work_mem = '6MB'; SELECT '\\''",
+                f"SELECT 'it\\'s'; LISTEN ch{self._lane}; SELECT '\\''",
+                "SELECT 'a\\'; SET work_mem = ''6MB''; --'",
+                "SELECT 'a\\\\'; SELECT 'b'",
+            )
+        else:
+            texts = (
+                "SELECT 'a\\'; SET work_mem = '6MB'",
+                f"SELECT 'a\\'; LISTEN ch{self._lane}",
+                "SET standard_conforming_strings = off",
+                "SELECT E'\\'; BEGIN; --'",
+            )
+        probe = chance.choice(("SHOW work_mem", "SELECT pg_listening_channels() ORDER BY 1"))
+        return [(query(chance.choice(texts)),), self._any(probe)]
 
 
 def generate(seed: str, lane: int, limits: frozenset[str] = frozenset()) -> Program:

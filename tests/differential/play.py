@@ -21,7 +21,7 @@ from itertools import zip_longest
 from typing import Final
 
 from tests.differential.program import END, LAST_ROW, MARKER, Program, Step, ends_in_flush, readies
-from tests.harness.client import Message, RawClient, ServerError
+from tests.harness.client import TERMINATE, Message, RawClient, ServerError
 
 FIRST_OWN_OID: Final = 16384
 ASYNCHRONOUS: Final = (b"S", b"N", b"A")
@@ -115,8 +115,9 @@ def play(
             transcript.answers.append(said)
             try:
                 if number == len(program.steps):
-                    client.send(END)
-                    _read_to_end(client, said)
+                    if program.has_end:
+                        client.send(END)
+                        _read_to_end(client, said)
                 else:
                     _one_step(client, program.steps[number], said)
             except TimeoutError:
@@ -126,8 +127,10 @@ def play(
             said[:] = map(normal.of, said)
             if said and said[-1].kind in (NO_ANSWER, END_OF_STREAM):
                 return transcript
-        if program.has_terminate:
-            client.terminate()
+        try:
+            client.send(*(part.data for part in program.last), TERMINATE if program.has_terminate else b"")
+        except ConnectionError:
+            pass
         return transcript
 
 

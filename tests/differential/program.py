@@ -107,17 +107,32 @@ Step = tuple[Part, ...]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A session: its startup parameters and its steps."""
+    """A session: its startup parameters, its steps, and how it ends.
+
+    ``last`` is sent at the end, and nobody waits for its answer. With ``has_end`` a ROLLBACK comes before it;
+    else the client leaves as it is, which nobody sees but the clients after it.
+    """
 
     steps: tuple[Step, ...]
     startup: Mapping[str, str] = field(default_factory=dict)
+    last: Step = ()
+    has_end: bool = True
     has_terminate: bool = True
 
     def __str__(self) -> str:
-        lines = [f"    ({', '.join(map(repr, step))},)," for step in self.steps]
-        rest = [f"    {dict(self.startup)!r},"] if self.startup or not self.has_terminate else []
-        rest += ["    has_terminate=False,"] if not self.has_terminate else []
-        return "\n".join(["Program(", "    (", *(f"    {line}" for line in lines), "    ),", *rest, ")"])
+        lines = [f"        {_shown(step)}," for step in self.steps]
+        rest = {
+            "startup": repr(dict(self.startup)) if self.startup else "",
+            "last": _shown(self.last) if self.last else "",
+            "has_end": "" if self.has_end else "False",
+            "has_terminate": "" if self.has_terminate else "False",
+        }
+        lines = ["Program(", "    (", *lines, "    ),"]
+        return "\n".join([*lines, *(f"    {name}={text}," for name, text in rest.items() if text), ")"])
+
+
+def _shown(step: Step) -> str:
+    return f"({', '.join(map(repr, step))},)"
 
 
 # -- where an answer ends ----------------------------------------------------------------------------

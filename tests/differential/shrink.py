@@ -9,7 +9,7 @@ Differs = Callable[[Program], bool]
 
 
 def shrink(program: Program, differs: Differs, most: int = 400) -> Program:
-    """Leave out steps, then messages, then startup parameters, as long as the difference remains.
+    """Leave out steps, then messages, then the odd end, then startup parameters, as long as it differs.
 
     ``differs`` is asked so many times at most.
     """
@@ -26,6 +26,9 @@ def shrink(program: Program, differs: Differs, most: int = 400) -> Program:
         program = _without_steps(program, still)
         for number in range(len(program.steps)):
             program = _without_parts(program, number, still)
+        plain = replace(program, last=(), has_end=True, has_terminate=True)
+        if plain != program and still(plain):
+            program = plain
         for name in program.startup:
             rest = {key: value for key, value in program.startup.items() if key != name}
             candidate = replace(program, startup=rest)

@@ -53,6 +53,8 @@ class Lane:
 
     def __enter__(self) -> "Lane":
         self._keepers = [self._postgres.connect(database) for database in (POOLED, DIRECT)]
+        for keeper in self._keepers:
+            keeper.execute("SET lock_timeout = '20s'")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,10 +22,14 @@ import pytest
 from tests.differential.generator import LIMITS
 from tests.differential.stage import POOLED, SERVERS, Outcome, Run
 from tests.harness import Gpooler, Postgres
+from tests.harness.load import Pgbench
 
 SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "1500"))
 SECONDS: Final = float(os.environ.get("GPOOLER_SOAK_S", "300"))
 HAS_SHRINKING: Final = os.environ.get("GPOOLER_DIFFERENTIAL_SHRINK", "1") != "0"
+
+# Others keep the servers busy for moments, so that a client seldom gets the one that it had.
+COMPANY: Final = "SELECT pg_sleep(0.002 * random()), :client_id;"
 
 # What a client at rest has on its server: one row, all as at the beginning.
 CLEAN: Final = """
@@ -67,22 +71,31 @@ def check_servers(postgres: Postgres, pool: Gpooler) -> None:
     assert postgres.query(held) == [(0,)]
 
 
-def compare_all(postgres: Postgres, pool: Gpooler, run: Callable[[Run], Outcome]) -> None:
+def compare_all(
+    postgres: Postgres, pool: Gpooler, program: Callable[[str], str], run: Callable[[Run], Outcome]
+) -> None:
     seed = chosen_seed()
-    outcome = run(Run(postgres, pool, seed, chosen_limits(), HAS_SHRINKING))
+    with Pgbench(program("pgbench"), pool, COMPANY, 3, 86400, "-M", "prepared") as company:
+        outcome = run(Run(postgres, pool, seed, chosen_limits(), HAS_SHRINKING))
+        has_failed = not company.is_running and company.output()
     print(f"seed {seed}: {outcome.sessions} sessions, {outcome.messages} messages", file=sys.stderr)
     if outcome.reports:
         pytest.fail("\n\n".join([f"{len(outcome.reports)} differences", *outcome.reports]), pytrace=False)
+    assert not has_failed, has_failed
     check_servers(postgres, pool)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.slow
-def test_sessions_are_answered_as_by_postgres(postgres: Postgres, pool: Gpooler) -> None:
-    compare_all(postgres, pool, lambda run: run.sessions(SESSIONS))
+def test_sessions_are_answered_as_by_postgres(
+    postgres: Postgres, pool: Gpooler, program: Callable[[str], str]
+) -> None:
+    compare_all(postgres, pool, program, lambda run: run.sessions(SESSIONS))
 
 
 @pytest.mark.full
 @pytest.mark.timeout(SECONDS + 900)
-def test_sessions_are_answered_as_by_postgres_for_long(postgres: Postgres, pool: Gpooler) -> None:
-    compare_all(postgres, pool, lambda run: run.seconds(SECONDS))
+def test_sessions_are_answered_as_by_postgres_for_long(
+    postgres: Postgres, pool: Gpooler, program: Callable[[str], str]
+) -> None:
+    compare_all(postgres, pool, program, lambda run: run.seconds(SECONDS))

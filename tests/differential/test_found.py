@@ -1,6 +1,6 @@
 """Sessions that were once answered otherwise than by PostgreSQL, or still are: each as short as it went.
 
-Where a server without this or that is needed, others keep the rest busy: it is certain then which one answers.
+Where a server without this or that is needed, others keep the rest: it is certain then which one answers.
 """
 
 from collections.abc import Iterator
