@@ -95,10 +95,29 @@ MUTANTS: Final = (
         "            copies_remove(copies, statements, change.statement)\n",
     ),
     Mutant(
+        "a statement means the same whatever the settings of its client",
+        "gpooler/relay/prepared.pxi",
+        "        if size + part > CHUNK:\n            break\n        memcpy(at + size, c.params",
+        "        if True:\n            break\n        memcpy(at + size, c.params",
+    ),
+    Mutant(
+        "what was closed to make room counts as there",
+        "gpooler/relay/prepared.pxi",
+        "    copies_remove(&s.copies, &e.statements, oldest)\n    note_change(",
+        "    copies_use(&s.copies, oldest)\n    note_change(",
+        "tests/integration/test_prepared.py::test_more_statements_than_a_server_keeps",
+    ),
+    Mutant(
         "the unnamed statement of a stranger is met",
         "gpooler/relay/attach.pxi",
         "        c.flags |= MAY_MEET_UNNAMED\n",
         "        pass\n",
+    ),
+    Mutant(
+        "the answer to parameters that are deployed reaches the client",
+        "gpooler/relay/server.pxi",
+        "        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET\n",
+        "        is_ours = (c == NULL or owner == OWNER_RESET\n",
     ),
     Mutant(
         "a server is detached inside a transaction",
@@ -124,6 +143,12 @@ MUTANTS: Final = (
         "gpooler/relay/prepared.pxi",
         "    if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:\n",
         "    if False and end - p <= CHUNK:\n",
+    ),
+    Mutant(
+        "a Parse that is not bound yet keeps no server",
+        "gpooler/relay/client.pxi",
+        "                c.flags |= HAS_UNBOUND\n",
+        "                pass\n",
     ),
     Mutant(
         "SET inside a block is forgotten",

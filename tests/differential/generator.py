@@ -154,6 +154,8 @@ UNANSWERED: Final = (
 )  # fmt: skip
 # Features that open transaction blocks.
 BLOCKS: Final = {"blocks", "savepoints", "portals", "set local", "set in a block", "multi", "broken"}
+# Features that may change how dates are read.
+SETTERS: Final = {"set", "set local", "set in a block", "reset", "set config", "discard", "multi", "hidden"}
 # Names of prepared statements, and how many parameters they have.
 ARITIES: Final = {"s0": 0, "s1": 1, "s2": 2, "S 'odd' name": 1}
 HIDDEN: Final = "DO $$BEGIN PERFORM set_config('DateStyle', 'German', false); END$$"
@@ -170,6 +172,7 @@ class Author:
         self._features = features
         self._in_block = False
         self._startup: dict[str, str] = {}
+        self._defined: set[str] = set()  # names of statements that may be taken
         self._recent = "DateStyle"  # the setting that was changed last
         self._makers: dict[str, Callable[[], list[Step]]] = {
             "simple": lambda: [(query(self._data()),)],
@@ -413,6 +416,7 @@ class Author:
             case 0 | 1 | 2 | 3:
                 return [self._run_of(name)]
             case 4:
+                self._defined.discard(name)
                 return [(close("S", name), SYNC)]
             case 5:
                 made = self._define(name)
@@ -440,6 +444,9 @@ class Author:
                 inside = (query("BEGIN"), made, SYNC, *self._run_of(name), query(chance.choice(ENDS[:6])))
                 return [inside]
             case _:
+                free = sorted(ARITIES.keys() - self._defined)
+                if free and chance.random() < 0.8:
+                    name = chance.choice(free)
                 made = self._define(name)
                 if chance.random() < 0.5:
                     return [(made, *self._run_of(name))]
@@ -452,6 +459,10 @@ class Author:
     def _define(self, name: str) -> Part:
         """A Parse whose number of parameters goes with the name: its Bind fits whichever Parse succeeded."""
         count = ARITIES.get(name, 0)
+        self._defined.add(name)
+        if not count and not self._features & SETTERS and self._chance.random() < 0.2:
+            # other clients have other settings, and must not share it
+            return parse("SELECT '01/02/2020'::date - '2020-01-01'::date", name)
         if self._chance.random() < 0.1:
             return parse("SELECT nothing" if count else self._chance.choice(BROKEN), name)
         texts = [sql for sql, values in (self._parametrised() for _ in range(20)) if len(values) == count]
@@ -761,10 +772,12 @@ class Author:
         return [(query(chance.choice(texts)),), self._any(probe)]
 
 
-def generate(seed: str, lane: int, limits: frozenset[str] = frozenset()) -> Program:
+def generate(
+    seed: str, lane: int, limits: frozenset[str] = frozenset(), may_leave_state: bool = True
+) -> Program:
     """The program of a seed; ``limits`` are those of LIMITS that it may use."""
     chance = random.Random(seed)
-    known = chance.choice((LIGHT, LIGHT, FEATURES))
+    known = chance.choice((LIGHT, FEATURES)) if may_leave_state else LIGHT
     share = chance.choice((0.2, 0.4, 0.8))
     features = {feature for feature in (*known, *sorted(limits)) if chance.random() < share}
     features.add(chance.choice(known[:12]))

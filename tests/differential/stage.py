@@ -20,6 +20,7 @@ POOLED: Final = "mirror_pooled"
 DIRECT: Final = "mirror_direct"
 TIMEOUT_S: Final = 15.0
 REPLAYS: Final = 4  # of a candidate before it counts as answered alike: it may depend on what others do
+ERA: Final = 20 * LANES  # so many programs without, then with what stays in a session
 MOST_DIFFERENCES: Final = 5  # then a run is over
 
 TABLES: Final = """
@@ -152,7 +153,9 @@ class Run:
         """Every LANES-th program; also as company, without being counted, while another lane shrinks one."""
         number = lane.number
         while not self._is_over and (is_wanted(number) or self._shrinking):
-            program = generate(f"{self._seed}:{number}", lane.number, self._limits)
+            # Where nobody leaves anything behind no server is discarded: each gathers what clients prepare.
+            may_leave_state = number // ERA % 2 == 1
+            program = generate(f"{self._seed}:{number}", lane.number, self._limits, may_leave_state)
             direct, pooled = lane.both(program)
             with self._lock:
                 self.outcome.sessions += 1

@@ -3,7 +3,7 @@
 Random sessions (generator.py) run through one gpooler, many at once on a few servers over two workers, and
 each alone on PostgreSQL itself; the answers are compared message by message (play.py says what is not).
 
-    GPOOLER_DIFFERENTIAL=5000   sessions of the short run (default 1,500)
+    GPOOLER_DIFFERENTIAL=5000   sessions of the short run (default 7,000: about two minutes)
     GPOOLER_DIFFERENTIAL_SEED   its seed (default: another one each time; a failing run prints it)
     GPOOLER_DIFFERENTIAL_LIMITS known limits (generator.LIMITS) to test all the same, by comma, or "all"
     GPOOLER_DIFFERENTIAL_SHRINK 0: end at the first difference, as it was found
@@ -24,7 +24,7 @@ from tests.differential.stage import POOLED, SERVERS, Outcome, Run
 from tests.harness import Gpooler, Postgres
 from tests.harness.load import Pgbench
 
-SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "1500"))
+SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "7000"))
 SECONDS: Final = float(os.environ.get("GPOOLER_SOAK_S", "300"))
 HAS_SHRINKING: Final = os.environ.get("GPOOLER_DIFFERENTIAL_SHRINK", "1") != "0"
 
