@@ -34,6 +34,7 @@ LIGHT: Final = (
     "simple", "empty", "multi", "broken", "extended", "pipeline", "flush", "unnamed", "named", "blocks",
     "savepoints", "portals", "cursors", "copy in", "copy out", "transaction locks", "notify", "probe", "odd",
     "set local", "startup", "abrupt", "leave", "unanswered",
+    "large", "pieces",
 )  # fmt: skip
 # These leave something in the session.
 HEAVY: Final = (
@@ -51,6 +52,7 @@ LIMITS: Final = {
     "describe": "Describe of a prepared statement without a result in a failed block, on a server that lacks "
     "it: PostgreSQL answers, but refuses the Parse that gpooler puts before it",
     "bind count": "a Bind of a named statement with too many values: the error has the name on the server",
+    "long": "a Parse above 16 KiB of a name that is taken, or of a name that is parsed again: not refused",
     "placeholders": "PostgreSQL itself never forgets the name of a setting of no module (mine.own): to the "
     "next client it is empty, no more unknown",
     "reparse": "a prepared text with a literal whose meaning depends on a setting is parsed again",
@@ -208,6 +210,7 @@ class Author:
             "call": self._call,
             "do": self._do,
             "backslashes": self._backslashes,
+            "large": self._large,
             "deallocate": lambda: [(query(chance.choice((f"DEALLOCATE {self._name()}", "DEALLOCATE ALL"))),)],
             "execute": lambda: [(query(f"EXECUTE {self._name()}"),), (parse("SELECT 1", "q0"), SYNC)],
             "hidden": lambda: [(query(HIDDEN),), self._probe()],
@@ -241,6 +244,7 @@ class Author:
             self._any(chance.choice(UNANSWERED))[: chance.choice((1, 2, 9))]
             if self._has("unanswered")
             else (),
+            piece=chance.choice((3, 40, 1000, 17_000)) if self._has("pieces") else 0,
             has_end=not self._has("leave"),
             has_terminate=not self._has("abrupt"),
         )
@@ -728,6 +732,30 @@ class Author:
             f"SELECT * FROM {name}",
         )
         return [self._any(chance.choice(texts))]
+
+    def _large(self) -> list[Step]:
+        """Around and above what the relay looks at as a whole (16 KiB)."""
+        chance = self._chance
+        size = chance.choice((8_000, 16_300, 16_384, 17_000, 40_000))
+        text, name = "x" * size, self._name()
+        match chance.randrange(6):
+            case 0:
+                return [(query(f"SELECT length('{text}')"),)]
+            case 1:
+                return [(parse(f"SELECT length('{text}')"), bind(), execute(), SYNC)]
+            case 2:
+                return [(parse("SELECT length($1), $1"), bind("", (text.encode(),)), execute(), SYNC)]
+            case 3:
+                name = self._name() if self._has("long") else "long"
+                made = parse(f"SELECT length('{text}')", name)
+                again = [(made, SYNC)] if self._has("long") else []
+                return [(close("S", name), made, *self._run_of(name)), self._run_of(name), *again]
+            case 4:
+                values = [text.encode()] * ARITIES[name]
+                return [(bind(name, tuple(values)), execute(), SYNC)]
+            case _:
+                portal = "x" * min(size, 9_000)  # PostgreSQL takes no Execute above 10,000 bytes
+                return [(parse("SELECT 1"), bind("", (), portal), execute(portal), close("P", portal), SYNC)]
 
     def _call(self) -> list[Step]:
         chance = self._chance

@@ -25,6 +25,7 @@ from tests.harness.client import TERMINATE, Message, RawClient, ServerError
 
 FIRST_OWN_OID: Final = 16384
 ASYNCHRONOUS: Final = (b"S", b"N", b"A")
+MOST_PIECES: Final = 100  # of one step
 NO_ANSWER: Final = b"?"  # a message of ours: nothing came within the time
 END_OF_STREAM: Final = b"!"
 
@@ -119,7 +120,7 @@ def play(
                         client.send(END)
                         _read_to_end(client, said)
                 else:
-                    _one_step(client, program.steps[number], said)
+                    _one_step(client, program.steps[number], said, program.piece)
             except TimeoutError:
                 said.append(Message(NO_ANSWER, b"no answer"))
             except (EOFError, ConnectionError) as error:
@@ -134,20 +135,26 @@ def play(
         return transcript
 
 
-def _one_step(client: RawClient, step: Step, said: list[Message]) -> None:
+def _send(client: RawClient, data: bytes, piece: int) -> None:
+    size = max(piece, len(data) // MOST_PIECES + 1) if piece else len(data)
+    for start in range(0, len(data), size):
+        client.send(data[start : start + size])
+
+
+def _one_step(client: RawClient, step: Step, said: list[Message], piece: int) -> None:
     data = b"".join(part.data for part in step)
     count = readies(step)
     if count is not None:
-        client.send(data)
+        _send(client, data, piece)
         while count:
             said.append(client.read())
             count -= said[-1].kind == b"Z"
     elif ends_in_flush(step):
-        client.send(data)
+        _send(client, data, piece)
         while not said or said[-1].kind not in (b"C", b"I", b"s", b"E"):
             said.append(client.read())
     else:
-        client.send(data, MARKER)
+        _send(client, data + MARKER, piece)
         last = b""
         while not (last == b"I" and said[-1].kind == b"Z"):
             if said and said[-1].kind not in ASYNCHRONOUS:

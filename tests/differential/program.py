@@ -3,6 +3,7 @@
 A program prints as the Python that makes it: what a failing run shows can be pasted into test_found.py.
 """
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ class Part:
     def __repr__(self) -> str:
         if self.name.isupper():
             return self.name
-        return f"{self.name}({', '.join(map(repr, self.arguments))})"
+        return f"{self.name}({', '.join(map(_literal, self.arguments))})"
 
     @property
     def data(self) -> bytes:
@@ -95,6 +96,15 @@ def call(function: int, *values: bytes) -> Part:
     return Part("call", (function, *values))
 
 
+def _literal(value: object) -> str:
+    """As repr(), long runs of the letter x as a product."""
+    text = repr(value)
+    if not isinstance(value, str | bytes):
+        return text
+    prefix, quote = ("b" if isinstance(value, bytes) else ""), text[-1]
+    return re.sub("x{200,}", lambda run: f"{quote} + {prefix}'x' * {len(run[0])} + {prefix}{quote}", text)
+
+
 def _call(function: int, *values: bytes) -> bytes:
     arguments = b"".join(struct.pack("!i", len(value)) + value for value in values)
     return client.message(
@@ -109,13 +119,15 @@ Step = tuple[Part, ...]
 class Program:
     """A session: its startup parameters, its steps, and how it ends.
 
-    ``last`` is sent at the end, and nobody waits for its answer. With ``has_end`` a ROLLBACK comes before it;
-    else the client leaves as it is, which nobody sees but the clients after it.
+    ``last`` is sent at the end, and nobody waits for its answer. With ``has_end`` a ROLLBACK comes before
+    it; else the client leaves as it is, which nobody sees but the clients after it. What it sends goes out
+    in pieces of ``piece`` bytes (0: each step in one).
     """
 
     steps: tuple[Step, ...]
     startup: Mapping[str, str] = field(default_factory=dict)
     last: Step = ()
+    piece: int = 0
     has_end: bool = True
     has_terminate: bool = True
 
@@ -124,6 +136,7 @@ class Program:
         rest = {
             "startup": repr(dict(self.startup)) if self.startup else "",
             "last": _shown(self.last) if self.last else "",
+            "piece": str(self.piece or ""),
             "has_end": "" if self.has_end else "False",
             "has_terminate": "" if self.has_terminate else "False",
         }

@@ -26,7 +26,7 @@ def shrink(program: Program, differs: Differs, most: int = 400) -> Program:
         program = _without_steps(program, still)
         for number in range(len(program.steps)):
             program = _without_parts(program, number, still)
-        plain = replace(program, last=(), has_end=True, has_terminate=True)
+        plain = replace(program, last=(), piece=0, has_end=True, has_terminate=True)
         if plain != program and still(plain):
             program = plain
         for name in program.startup:

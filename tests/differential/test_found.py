@@ -154,6 +154,29 @@ def test_the_unnamed_statement_outlives_an_error_behind_its_parse(postgres: Post
     )
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a Parse above 16 KiB is not looked at as a whole: it goes out as it is"
+)
+@pytest.mark.parametrize(
+    "texts", [("1", "length('" + "x" * 17_000 + "')"), ("length('" + "x" * 17_000 + "')", "1")]
+)
+def test_a_name_that_is_taken_is_refused_to_a_long_text(
+    postgres: Postgres, pool: Gpooler, texts: tuple[str, str]
+) -> None:
+    first, second = texts
+    assert_same(
+        postgres,
+        pool,
+        Program(
+            (
+                (parse(f"SELECT {first}", "one"), SYNC),
+                (parse(f"SELECT {second}", "one"), SYNC),
+                (bind("one"), execute(), SYNC),
+            )
+        ),
+    )
+
+
 @pytest.mark.xfail(strict=True, reason="DEALLOCATE does not know the names of the protocol")
 @pytest.mark.parametrize("sql", ["DEALLOCATE one", "DEALLOCATE ALL", "DISCARD ALL"])
 def test_deallocate_forgets_what_parse_has_prepared(postgres: Postgres, pool: Gpooler, sql: str) -> None:
