@@ -34,7 +34,7 @@ LIGHT: Final = (
     "simple", "empty", "multi", "broken", "extended", "pipeline", "flush", "unnamed", "named", "blocks",
     "savepoints", "portals", "cursors", "copy in", "copy out", "transaction locks", "notify", "probe", "odd",
     "set local", "startup", "abrupt", "leave", "unanswered",
-    "large", "pieces",
+    "large", "pieces", "dates",
 )  # fmt: skip
 # These leave something in the session.
 HEAVY: Final = (
@@ -157,7 +157,10 @@ UNANSWERED: Final = (
 # Features that open transaction blocks.
 BLOCKS: Final = {"blocks", "savepoints", "portals", "set local", "set in a block", "multi", "broken"}
 # Features that may change how dates are read.
-SETTERS: Final = {"set", "set local", "set in a block", "reset", "set config", "discard", "multi", "hidden"}
+SETTERS: Final = {
+    "set", "set local", "set in a block", "reset", "set config", "discard", "hidden",
+    "backslashes",
+}  # fmt: skip
 # Names of prepared statements, and how many parameters they have.
 ARITIES: Final = {"s0": 0, "s1": 1, "s2": 2, "S 'odd' name": 1}
 HIDDEN: Final = "DO $$BEGIN PERFORM set_config('DateStyle', 'German', false); END$$"
@@ -211,6 +214,7 @@ class Author:
             "do": self._do,
             "backslashes": self._backslashes,
             "large": self._large,
+            "dates": self._dates,
             "deallocate": lambda: [(query(chance.choice((f"DEALLOCATE {self._name()}", "DEALLOCATE ALL"))),)],
             "execute": lambda: [(query(f"EXECUTE {self._name()}"),), (parse("SELECT 1", "q0"), SYNC)],
             "hidden": lambda: [(query(HIDDEN),), self._probe()],
@@ -229,6 +233,8 @@ class Author:
         if "startup" in self._features:
             names = chance.sample(sorted(STARTUPS), chance.choice((1, 1, 2, 3)))
             self._startup = {name: chance.choice(STARTUPS[name]) for name in names}
+        if "dates" in self._features and chance.random() < 0.5:
+            self._startup["DateStyle"] = chance.choice(STARTUPS["DateStyle"])
         makers = [self._makers[feature] for feature in sorted(self._features) if feature in self._makers]
         steps: list[Step] = []
         wanted = chance.randrange(4, 30)
@@ -464,9 +470,6 @@ class Author:
         """A Parse whose number of parameters goes with the name: its Bind fits whichever Parse succeeded."""
         count = ARITIES.get(name, 0)
         self._defined.add(name)
-        if not count and not self._features & SETTERS and self._chance.random() < 0.2:
-            # other clients have other settings, and must not share it
-            return parse("SELECT '01/02/2020'::date - '2020-01-01'::date", name)
         if self._chance.random() < 0.1:
             return parse("SELECT nothing" if count else self._chance.choice(BROKEN), name)
         texts = [sql for sql, values in (self._parametrised() for _ in range(20)) if len(values) == count]
@@ -732,6 +735,13 @@ class Author:
             f"SELECT * FROM {name}",
         )
         return [self._any(chance.choice(texts))]
+
+    def _dates(self) -> list[Step]:
+        """A text that means something else under other settings: clients that differ must not share it."""
+        if self._features & SETTERS:
+            return [self._probe()]
+        made = parse("SELECT '01/02/2020'::date - '2020-01-01'::date", "day")
+        return [(close("S", "day"), made, *self._run_of("day")), self._probe(), self._run_of("day")]
 
     def _large(self) -> list[Step]:
         """Around and above what the relay looks at as a whole (16 KiB)."""

@@ -1,7 +1,7 @@
 """A client of a transaction pool cannot tell gpooler from its own server.
 
-Random sessions (generator.py) run through one gpooler, many at once on a few servers over two workers, and
-each alone on PostgreSQL itself; the answers are compared message by message (play.py says what is not).
+Random sessions (generator.py) run through one gpooler, many at once on a few servers, and each alone on
+PostgreSQL itself; the answers are compared message by message (play.py says what is not).
 
     GPOOLER_DIFFERENTIAL=5000   sessions of the short run (default 7,000: about two minutes)
     GPOOLER_DIFFERENTIAL_SEED   its seed (default: another one each time; a failing run prints it)
@@ -19,9 +19,10 @@ from typing import Final
 
 import pytest
 
+from tests.differential.conftest import MakePool
 from tests.differential.generator import LIMITS
 from tests.differential.stage import POOLED, SERVERS, Outcome, Run
-from tests.harness import Gpooler, Postgres
+from tests.harness import Gpooler, Postgres, eventually
 from tests.harness.load import Pgbench
 
 SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "7000"))
@@ -56,46 +57,54 @@ def chosen_seed() -> int:
     return int(os.environ.get("GPOOLER_DIFFERENTIAL_SEED") or random.SystemRandom().getrandbits(40))
 
 
-def check_servers(postgres: Postgres, pool: Gpooler) -> None:
+def check_servers(postgres: Postgres, pool: Gpooler, servers: int) -> None:
     """Each server is idle, holds no lock, and is as new to the next client."""
+    eventually(lambda: all(each.state == "idle" for each in postgres.activity()))
     with ExitStack() as stack:
         pids = set()
-        for _ in range(SERVERS):
+        for _ in range(servers):
             client = stack.enter_context(pool.raw(timeout=20)).login(database=POOLED)
             client.query("BEGIN")
             assert client.query(CLEAN) == [["", "0", "0", "0", "0", "0", "t"]]
             pids.add(client.query("SELECT pg_backend_pid()")[0][0])
-        assert len(pids) == SERVERS
-        assert len(postgres.activity()) == SERVERS
+        assert len(pids) == servers
+        assert len(postgres.activity()) == servers
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
     assert postgres.query(held) == [(0,)]
 
 
+@pytest.fixture(params=[(SERVERS, 2), (SERVERS - 1, 1)], ids=["two workers", "one worker"])
 def compare_all(
-    postgres: Postgres, pool: Gpooler, program: Callable[[str], str], run: Callable[[Run], Outcome]
-) -> None:
-    seed = chosen_seed()
-    with Pgbench(program("pgbench"), pool, COMPANY, 3, 86400, "-M", "prepared") as company:
-        outcome = run(Run(postgres, pool, seed, chosen_limits(), HAS_SHRINKING))
-        has_failed = not company.is_running and company.output()
-    print(f"seed {seed}: {outcome.sessions} sessions, {outcome.messages} messages", file=sys.stderr)
-    if outcome.reports:
-        pytest.fail("\n\n".join([f"{len(outcome.reports)} differences", *outcome.reports]), pytrace=False)
-    assert not has_failed, has_failed
-    check_servers(postgres, pool)
+    request: pytest.FixtureRequest, postgres: Postgres, make_pool: MakePool, program: Callable[[str], str]
+) -> Callable[[Callable[[Run], Outcome]], None]:
+    """In a pool whose servers go from worker to worker, and in one whose servers gather statements."""
+    servers, workers = request.param
+
+    def compare(run: Callable[[Run], Outcome]) -> None:
+        pool, seed = make_pool(servers, workers), chosen_seed()
+        with Pgbench(program("pgbench"), pool, COMPANY, servers, 86400, "-M", "prepared") as company:
+            outcome = run(Run(postgres, pool, seed, chosen_limits(), HAS_SHRINKING))
+            has_failed = not company.is_running and company.output()
+        print(f"seed {seed}: {outcome.sessions} sessions, {outcome.messages} messages", file=sys.stderr)
+        if outcome.reports:
+            found = [f"{len(outcome.reports)} differences", *outcome.reports]
+            pytest.fail("\n\n".join(found), pytrace=False)
+        assert not has_failed, has_failed
+        check_servers(postgres, pool, servers)
+
+    return compare
+
+
+Compare = Callable[[Callable[[Run], Outcome]], None]
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.slow
-def test_sessions_are_answered_as_by_postgres(
-    postgres: Postgres, pool: Gpooler, program: Callable[[str], str]
-) -> None:
-    compare_all(postgres, pool, program, lambda run: run.sessions(SESSIONS))
+def test_sessions_are_answered_as_by_postgres(compare_all: Compare) -> None:
+    compare_all(lambda run: run.sessions(SESSIONS // 2))
 
 
 @pytest.mark.full
 @pytest.mark.timeout(SECONDS + 900)
-def test_sessions_are_answered_as_by_postgres_for_long(
-    postgres: Postgres, pool: Gpooler, program: Callable[[str], str]
-) -> None:
-    compare_all(postgres, pool, program, lambda run: run.seconds(SECONDS))
+def test_sessions_are_answered_as_by_postgres_for_long(compare_all: Compare) -> None:
+    compare_all(lambda run: run.seconds(SECONDS / 2))
