@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
         "words", nargs="*", metavar="WORD", help="only errors with one of these in their names"
     )
     parser.add_argument("--list", action="store_true", help="name them and end")
-    parser.add_argument("--sessions", type=int, default=600, help="of the differential test (default 600)")
+    parser.add_argument("--sessions", type=int, default=1000, help="of the differential test (default 1000)")
     parser.add_argument("--seed", default="1", help="of the differential test (default 1)")
     return parser.parse_args()
 
