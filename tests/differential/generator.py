@@ -422,7 +422,7 @@ class Author:
     def _named(self) -> list[Step]:
         chance = self._chance
         name = self._name()
-        match chance.randrange(10):
+        match chance.randrange(12):
             case 0 | 1 | 2 | 3:
                 return [self._run_of(name)]
             case 4:
@@ -446,9 +446,17 @@ class Author:
                 first: list[Step] = [(self._define(name), SYNC)] if chance.random() < 0.5 else []
                 step = (*wrong, *skipped, *self._maybe(self._define(other), 0.3), SYNC)
                 return [*first, step, self._run_of(name), self._run_of(other)]
-            case 7 if self._may_describe():
+            case 7 | 8 if name in self._defined:
+                # a copy that its server lacks is skipped, too
+                wrong = (parse("SELECT 1/0"), bind(), execute())
+                return [
+                    (*wrong, bind(name, self._values(name)), SYNC),
+                    self._run_of(name),
+                    self._run_of(name),
+                ]
+            case 9 if self._may_describe():
                 return [(describe("S", name), SYNC)]
-            case 8 if self._has("blocks"):
+            case 10 if self._has("blocks"):
                 made = self._define(name)
                 self._in_block = False
                 inside = (query("BEGIN"), made, SYNC, *self._run_of(name), query(chance.choice(ENDS[:6])))

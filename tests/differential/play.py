@@ -183,8 +183,10 @@ def compare(direct: Transcript, pooled: Transcript) -> Difference | None:
     for number, expected in enumerate(direct.answers):
         got = pooled.answers[number] if number < len(pooled.answers) else []
         if got != expected:
-            first = next(pair for pair in zip_longest(expected, got) if pair[0] != pair[1])
-            return Difference(number, _shown(expected), _shown(got), (_kind(first[0]), _kind(first[1])))
+            pairs = enumerate(zip_longest(expected, got))
+            at, first = next((at, pair) for at, pair in pairs if pair[0] != pair[1])
+            kind = (_kind(first[0]), _kind(first[1]))
+            return Difference(number, _shown(expected, at), _shown(got, at), kind)
     return None
 
 
@@ -194,9 +196,12 @@ def _kind(message: Message | None) -> str:
     return message.kind.decode() + (message.fields().get("C", "") if message.kind in (b"E", b"N") else "")
 
 
-def _shown(messages: list[Message], most: int = 25) -> list[str]:
-    lines = [_line(message) for message in messages[:most]]
-    return lines + ([f"… {len(messages) - most} more"] if len(messages) > most else [])
+def _shown(messages: list[Message], at: int, around: int = 8) -> list[str]:
+    """The messages about that one, a line each."""
+    start = max(at - around, 0)
+    lines = [_line(message) for message in messages[start : at + around]]
+    before = [f"… {start} before"] if start else []
+    return before + lines + (["…"] if len(messages) > at + around else [])
 
 
 def _line(message: Message) -> str:
