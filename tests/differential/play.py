@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Final
 
-from tests.differential.program import END, LAST_ROW, MARKER, Program, Step, ends_in_flush, readies
+from tests.differential.program import CLOSES, END, LAST_ROW, MARKER, Program, Step, ends_in_flush, readies
 from tests.harness.client import TERMINATE, Message, RawClient, ServerError
 
 FIRST_OWN_OID: Final = 16384
@@ -155,11 +155,14 @@ def _one_step(client: RawClient, step: Step, said: list[Message], piece: int) ->
             said.append(client.read())
     else:
         _send(client, data + MARKER, piece)
-        last = b""
-        while not (last == b"I" and said[-1].kind == b"Z"):
-            if said and said[-1].kind not in ASYNCHRONOUS:
-                last = said[-1].kind
+        closes = 0
+        while True:
             said.append(client.read())
+            kind = said[-1].kind
+            if kind == b"Z" and closes == CLOSES:
+                break
+            if kind not in ASYNCHRONOUS:
+                closes = closes + 1 if kind == b"3" else 0
 
 
 def _read_to_end(client: RawClient, said: list[Message]) -> None:

@@ -150,10 +150,11 @@ def _shown(step: Step) -> str:
 
 # -- where an answer ends ----------------------------------------------------------------------------
 
-# Behind whatever came before, PostgreSQL answers this with an EmptyQueryResponse and a ReadyForQuery, in any
-# state of a transaction, and changes nothing by it but the end of a group.
-MARKER: Final = client.COPY_DONE + client.SYNC + client.query("")
-# The same for the end of a program: its answer is the last row of all.
+# Behind whatever came before, PostgreSQL answers this with so many CloseComplete and a ReadyForQuery, in any
+# state of a transaction, and it changes nothing but the end of a group. No program closes so many in a row.
+CLOSES: Final = 4
+MARKER: Final = client.COPY_DONE + client.SYNC + client.close("P", "no portal") * CLOSES + client.SYNC
+# Ends a program: its answer is the last row of all.
 END: Final = client.COPY_DONE + client.SYNC + client.query("ROLLBACK") + client.query("SELECT 'the end'")
 LAST_ROW: Final = b"\0\1\0\0\0\7the end"
 
