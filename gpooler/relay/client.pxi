@@ -362,6 +362,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.flags &= ~<uint32_t> (HAS_UNBOUND | MAY_MEET_UNNAMED)
             elif not s.session.is_skipping:
                 c.flags |= HAS_UNBOUND
+                c.flags &= ~<uint32_t> HAS_PARSED
             if r.log_query:
                 put_text(e, &c.conn, p + HEADER, take)
             p += take

@@ -121,6 +121,7 @@ cdef enum ClientFlag:
     UNCHECKED = 131072          # ran something since its server was last asked what its session has
     SENT_AGAIN = 262144         # its request went out a second time, and is not answered yet
     HAS_NEW_NAMES = 524288      # its request prepares or closes statements
+    HAS_PARSED = 1048576        # HAS_UNBOUND, and a Parse since was answered
 
 
 cdef enum ServerFlag:

@@ -3,7 +3,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memchr, memcmp, memcpy, strlen
 
 from gpooler.relay.scanner cimport MULTIBYTE_NONE, MULTIBYTE_PAIRS, MULTIBYTE_SJIS
 
@@ -458,6 +458,9 @@ cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char*
 cdef void _set_one(Out* out, Param* p) noexcept nogil:
     cdef const unsigned char* value = p.text + p.name_size + 1
     cdef uint32_t i
+    if (_compare_names(p.text, p.name_size, <const unsigned char*> b"DateStyle", 9) == 0
+            and memchr(value, c',', p.value_size) == NULL):
+        _reset_one(out, p)              # "SQL" alone keeps the order of day and month from the value before
     if _can_set(p):
         _put(out, b"SET \"")
         for i in range(p.name_size):

@@ -10,7 +10,7 @@ from gpooler.relay.params cimport PARAM_READ_ONLY
 from gpooler.relay.prepared cimport (
     CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name,
     Names, STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
-    copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
+    copies_has, copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
     statement_of, statement_release,
 )
 from gpooler.relay.scanner cimport EFFECT_PREPARE, EFFECT_READ, Scan, scan_begin, scan_feed
@@ -213,8 +213,12 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     if kind == c'P' or kind == c'C':
         c.flags |= HAS_NEW_NAMES
     if kind == c'P':
+        if missing == INCOMPLETE:
+            return INCOMPLETE
         if not is_whole:
-            return missing
+            begin_here(e, run, p)
+            keep_long(e, c, s, name, <uint32_t> (stop - name))
+            return AS_IT_IS
         begin_here(e, run, p)
         return define(e, c, s, name, stop, last)
     if c.prepared == NULL:
@@ -251,6 +255,16 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     return HEADED
 
 
+cdef void keep_long(Engine* e, Client* c, Server* s, const unsigned char* name, uint32_t size) noexcept nogil:
+    """A Parse too long to be kept: its statement is this server's, which the client keeps."""
+    cdef Name* known = NULL
+    if c.prepared != NULL:
+        known = names_find(c.prepared, name, size)
+    if known != NULL:
+        place_name(e, c, s, known, False, False)    # PostgreSQL says that it is taken
+    pin(e, c, EFFECT_PREPARE)
+
+
 cdef int prepared_in_doubt(Engine* e, Client* c, Server* s, uint8_t kind, unsigned char* name,
                            uint32_t size) noexcept nogil:
     """Nobody can tell the answers apart any more, and the client keeps this server: names are its own."""
@@ -268,6 +282,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     """A whole Parse with a name."""
     cdef uint32_t size = <uint32_t> (stop - name)
     cdef uint32_t began
+    cdef bint may_be_failed = s.session.status == c'E' or session_has_sync_point(&s.session)
     cdef Statement* statement
     cdef Name* mine
     cdef Scan scan
@@ -305,7 +320,13 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
     scan_feed(&scan, stop + 1, last - stop - 1)
     statement.effects = scan.effects
     statement.references += 1
-    if copies_use(&s.copies, statement):
+    if may_be_failed and copies_has(&s.copies, statement):
+        # In a failed block PostgreSQL refuses most texts: it is asked once more.
+        statement.references += 1
+        out_close(e, statement.name, STATEMENT_NAME)
+        copies_remove(&s.copies, &e.statements, statement)
+        note_change(e, s, CHANGE_EVICT, OWNER_EXTRA, statement, NULL)
+    elif copies_use(&s.copies, statement):
         out_close(e, b"gp_", 4)
         note_change(e, s, CHANGE_ALIAS, OWNER_CLIENT, statement, mine)
         return REPLACED
@@ -388,6 +409,50 @@ cdef void forget_all(Engine* e, Server* s) noexcept nogil:
                 names_take(c.prepared, at)
                 name_free(&e.statements, at)
             at = following
+
+
+cdef Name* find_by_hash(Names* self, const unsigned char* hashed) noexcept nogil:
+    """A client's name of the statement that has this name on the server."""
+    cdef uint32_t i
+    cdef Name* at
+    for i in range(self.capacity):
+        at = self.buckets[i]
+        while at != NULL:
+            if memcmp(at.statement.name, hashed, STATEMENT_NAME - 1) == 0:
+                return at
+            at = at.next
+    return NULL
+
+
+cdef uint32_t own_name_error(Engine* e, Client* c, const unsigned char* message,
+                             uint32_t whole) noexcept nogil:
+    """An ErrorResponse that names a statement as on the server, with the client's name, into e.question.
+
+    Returns its size, 0 when it names none.
+    """
+    cdef const unsigned char* at = message + HEADER
+    cdef const unsigned char* end = message + whole
+    cdef Name* name
+    cdef uint32_t before, size
+    if c.prepared == NULL:
+        return 0
+    while True:
+        at = <const unsigned char*> memchr(at, c'"', end - at)
+        if at == NULL or end - at < STATEMENT_NAME + 1:
+            return 0
+        at += 1
+        if memcmp(at, b"gp_", 3) == 0 and at[STATEMENT_NAME - 1] == c'"':
+            break
+    name = find_by_hash(c.prepared, at)
+    if name == NULL or whole + name.size > CHUNK:
+        return 0
+    before = <uint32_t> (at - message)
+    size = whole - (STATEMENT_NAME - 1) + name.size
+    memcpy(e.question, message, before)
+    memcpy(e.question + before, name.text, name.size)
+    memcpy(e.question + before + name.size, at + STATEMENT_NAME - 1, end - at - (STATEMENT_NAME - 1))
+    put_u32(e.question + 1, size - 1)
+    return size
 
 
 # -- answers -------------------------------------------------------------------------------------------

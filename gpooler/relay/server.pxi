@@ -87,6 +87,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef uint8_t kind, owner
     cdef int answered
     cdef Param* mine
+    cdef uint32_t renamed
     cdef bint is_ours, in_place, bad = False, settled = False, is_gone = False, is_streaming = False
     while p < end:
         if s.conn.rx.left:
@@ -168,6 +169,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         elif kind == c'S':
             if whole <= CHUNK - 64:
                 note_parameter(e, s, p + HEADER, length - 4)
+        elif kind == c'1':
+            if not is_ours and c.flags & HAS_UNBOUND:
+                c.flags |= HAS_PARSED
         elif kind == c'D' and owner == OWNER_ASK:
             if whole <= CHUNK - 64:
                 question_answered(e, s, p + HEADER, length - 4)
@@ -192,8 +196,18 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     set_note(&c.conn, p, min_size(whole, end - p))
             elif owner == OWNER_RESET and s.flags & (HAS_ROLLED_BACK | HAS_DISCARDED):
                 s.flags |= RESET_FAILED
-            elif c != NULL and is_last_group(&s.session):
+            elif c != NULL and is_last_group(&s.session) and not c.flags & HAS_PARSED:
                 c.flags &= ~<uint32_t> HAS_UNBOUND  # the Parse failed, or was skipped
+            if not is_ours and r.has_prepared and whole <= CHUNK - 64:
+                renamed = own_name_error(e, c, p, whole)
+                if renamed and not is_gone:
+                    is_gone = not to_client(e, c, pieces, &count, run, p)
+                    if count:
+                        count_out(r, pieces, count)
+                        is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
+                        count = 0
+                    is_gone = is_gone or not conn_send(e, &c.conn, e.question, renamed)
+                    is_ours = True          # what follows of it is dropped
             if not s.flags & PARSES_ANEW and is_old_plan(p + HEADER, min_size(whole, end - p) - HEADER):
                 r.plans += 1                # what servers have parsed is out of date
                 if r.drops_old_plans:

@@ -112,7 +112,7 @@ def test_never_when_the_server_may_have_done_it(pool: Gpooler, postgres: Postgre
             assert last["C"] == "08006"
             eventually(lambda count=n + 1: rows(postgres) == count, within=30)  # type: ignore[misc]
             client.close()
-            client = pool.raw().login()  # noqa: PLW2901
+            client = pool.raw().login()
         client.close()
 
 

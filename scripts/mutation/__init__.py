@@ -1,0 +1,1 @@
+"""Known errors of the relay, and whether the tests catch them."""

@@ -1,0 +1,173 @@
+"""The known errors: each a small change of one file whose old text stands there exactly once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+DIFFERENTIAL: Final = "tests/differential/test_differential.py::test_sessions_are_answered_as_by_postgres"
+
+
+class Stale(Exception):
+    """The old text of a mutant does not stand in its file, or more than once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One error, and the test that must see it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str = DIFFERENTIAL
+
+    def applied(self, root: Path) -> str:
+        """The text of its file with the error in it. Raises Stale."""
+        text = (root / self.file).read_text(encoding="utf-8")
+        count = text.count(self.old)
+        if count != 1:
+            raise Stale(f"{self.name}: the old text stands {count} times in {self.file}")
+        return text.replace(self.old, self.new)
+
+
+# In the order of their files: what is built for one serves the next.
+MUTANTS: Final = (
+    Mutant(
+        "a Sync is lost behind an error",
+        "gpooler/relay/session.pyx",
+        "        if _at(self, 0).kind == POINT_SYNC:\n            return\n",
+        "        if _at(self, 0).kind == POINT_SYNC:\n            _pop(self)\n            return\n",
+    ),
+    Mutant(
+        "answers to swallow and the client's are counted as one run",
+        "gpooler/relay/session.pyx",
+        "if last.kind == kind and last.owner == owner and last.extended == extended:",
+        "if last.kind == kind and last.extended == extended:",
+    ),
+    Mutant(
+        "LISTEN is not noticed",
+        "gpooler/relay/scanner.pyx",
+        "        elif word == W_LISTEN:\n            self.effects |= EFFECT_LISTEN\n",
+        "        elif word == W_LISTEN:\n            pass\n",
+    ),
+    Mutant(
+        "a literal goes on behind a backslash",
+        "gpooler/relay/scanner.pyx",
+        "                self.has_escapes = not self.is_conforming\n",
+        "                self.has_escapes = self.is_conforming\n",
+    ),
+    Mutant(
+        "a quote in a value that is deployed is not doubled",
+        "gpooler/relay/params.pyx",
+        "            if text[i] == c\"'\" or text[i] == c'\\\\':\n",
+        "            if text[i] == c'\\\\':\n",
+    ),
+    Mutant(
+        "nothing is deployed when one parameter differs",
+        "gpooler/relay/params.pyx",
+        "    if out.size == 0:\n        return 0\n    _byte(&out, 0)\n",
+        "    if out.size < 40:\n        return 0\n    _byte(&out, 0)\n",
+    ),
+    Mutant(
+        "what the client before has set is left where PostgreSQL does not report it",
+        "gpooler/relay/params.pyx",
+        "            if not a.flags & PARAM_REPORTED:\n                _reset_one(&out, a)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a Parse that failed is remembered",
+        "gpooler/relay/prepared.pyx",
+        "            if change.kind == CHANGE_DEFINE or change.kind == CHANGE_ALIAS:\n",
+        "            if change.kind == CHANGE_ALIAS:\n",
+    ),
+    Mutant(
+        "a Close that was skipped is not undone",
+        "gpooler/relay/prepared.pyx",
+        "                names_put_back(names, change.name)\n                change.name = NULL\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a copy that PostgreSQL refused counts as there",
+        "gpooler/relay/prepared.pyx",
+        "        if change.kind == CHANGE_DEFINE or change.kind == CHANGE_COPY:\n"
+        "            copies_remove(copies, statements, change.statement)\n",
+        "        if change.kind == CHANGE_DEFINE:\n"
+        "            copies_remove(copies, statements, change.statement)\n",
+    ),
+    Mutant(
+        "a statement means the same whatever the settings of its client",
+        "gpooler/relay/prepared.pxi",
+        "        if size + part > CHUNK:\n            break\n        memcpy(at + size, c.params",
+        "        if True:\n            break\n        memcpy(at + size, c.params",
+    ),
+    Mutant(
+        "what was closed to make room counts as there",
+        "gpooler/relay/prepared.pxi",
+        "    copies_remove(&s.copies, &e.statements, oldest)\n    note_change(",
+        "    copies_use(&s.copies, oldest)\n    note_change(",
+        "tests/integration/test_prepared.py::test_more_statements_than_a_server_keeps",
+    ),
+    Mutant(
+        "the unnamed statement of a stranger is met",
+        "gpooler/relay/attach.pxi",
+        "        c.flags |= MAY_MEET_UNNAMED\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "the answer to parameters that are deployed reaches the client",
+        "gpooler/relay/server.pxi",
+        "        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET\n",
+        "        is_ours = (c == NULL or owner == OWNER_RESET\n",
+    ),
+    Mutant(
+        "a server is detached inside a transaction",
+        "gpooler/relay/server.pxi",
+        "    if (s.session.status != c'I' or s.pins or s.cancelling",
+        "    if (s.pins or s.cancelling",
+    ),
+    Mutant(
+        "the answer to what was prepared already is not renamed",
+        "gpooler/relay/prepared.pxi",
+        "        p[0] = c'1'\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "a statement that the server lacks is not parsed there",
+        "gpooler/relay/prepared.pxi",
+        "    if copies_use(&s.copies, statement):\n        return\n    make_room(e, s)\n",
+        "    if copies_use(&s.copies, statement) or s.copies.count > 2:\n"
+        "        return\n    make_room(e, s)\n",
+    ),
+    Mutant(
+        "behind a Sync nobody waits for what was prepared before it",
+        "gpooler/relay/prepared.pxi",
+        "    if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:\n",
+        "    if False and end - p <= CHUNK:\n",
+    ),
+    Mutant(
+        "a Parse that is not bound yet keeps no server",
+        "gpooler/relay/client.pxi",
+        "                c.flags |= HAS_UNBOUND\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "SET inside a block is forgotten",
+        "gpooler/relay/client.pxi",
+        "    effects &= EFFECT_SESSION\n",
+        "    effects &= EFFECT_SESSION\n"
+        "    if s.session.status == c'T':\n"
+        "        effects &= ~<uint16_t> EFFECT_SET\n",
+    ),
+    Mutant(
+        "a dirty server is parked as it is",
+        "gpooler/relay/release.pxi",
+        "    if s.flags & IS_DIRTY and r.discard != DISCARD_NEVER:\n",
+        "    if s.flags & IS_DIRTY and r.discard == DISCARD_ALWAYS:\n",
+    ),
+    Mutant(
+        "an open transaction is left to the next client",
+        "gpooler/relay/release.pxi",
+        "    if s.session.status != c'I':\n        if s.flags & HAS_ROLLED_BACK",
+        "    if s.session.status == c'E':\n        if s.flags & HAS_ROLLED_BACK",
+    ),
+)

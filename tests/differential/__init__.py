@@ -1,0 +1,1 @@
+"""Sessions through gpooler and on PostgreSQL itself, compared message by message."""
