@@ -267,6 +267,7 @@ cdef struct Server:
     uint16_t pins               # scanner.Effect bits
     uint16_t ends               # those of them that may be over
     uint16_t asked              # those that the question under way is about
+    uint8_t asked_list          # and all settings that the session changed
     uint16_t newer              # those that came behind it
     uint16_t cancelling         # cancel requests under way
     uint8_t secret_size

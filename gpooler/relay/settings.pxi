@@ -273,6 +273,12 @@ cdef inline bint has_question(Server* s) noexcept nogil:
             or s.conn.route.state_check == CHECK_ALWAYS and s.client.flags & UNCHECKED)
 
 
+cdef inline bint is_listed(const unsigned char* name, uint32_t size) noexcept nogil:
+    """Whether pg_settings shows it: neither the role nor names of the session's own."""
+    return (memchr(name, c'.', size) == NULL
+            and not params_is_same_name(name, size, <const unsigned char*> b"role", 4))
+
+
 cdef void touch_hidden(Server* s) noexcept nogil:
     """Settings that the session has and pg_settings does not show: of their own names, and the role."""
     cdef uint32_t i
@@ -283,9 +289,7 @@ cdef void touch_hidden(Server* s) noexcept nogil:
         return
     for i in range(s.params.count):
         p = s.params.items[i]
-        if (memchr(p.text, c'.', p.name_size) != NULL
-                or params_is_same_name(p.text, p.name_size, <const unsigned char*> b"role", 4)) \
-                and s.touched_size + p.name_size + 2 <= MAX_TOUCHED:
+        if not is_listed(p.text, p.name_size) and s.touched_size + p.name_size + 2 <= MAX_TOUCHED:
             s.touched[s.touched_size] = SETTING_SET
             memcpy(s.touched + s.touched_size + 1, p.text, p.name_size + 1)
             s.touched_size += p.name_size + 2
@@ -306,10 +310,15 @@ cdef bint ask(Engine* e, Server* s) noexcept nogil:
     s.flags &= ~<uint32_t> NEEDS_CHECK
     s.client.flags &= ~<uint32_t> UNCHECKED
     s.asked_size = s.touched_size
+    # A SET that failed may name what no session can set: of those only what the session did set counts.
+    s.asked_list = is_full or (s.flags & TOUCHED_FAILED) != 0
     s.ends = 0
     size += put_text_at(text + size, b"SELECT ")
     while at < s.touched_size:
         length = <uint32_t> strlen(<char*> s.touched + at + 1)
+        if s.asked_list and is_listed(s.touched + at + 1, length):
+            at += length + 2
+            continue
         size += put_text_at(text + size, b"pg_catalog.current_setting(")
         written = params_literal(s.touched + at + 1, length, text + size, CHUNK - 1024 - size)
         if written < 0:
@@ -324,7 +333,7 @@ cdef bint ask(Engine* e, Server* s) noexcept nogil:
             size += put_text_at(text + size, asked_text(i))
             text[size] = c','
             size += 1
-    if is_full:
+    if s.asked_list:
         size += put_text_at(text + size, SETTINGS_QUESTION)
     text[size - 1] = 0
     text[0] = c'Q'
@@ -347,6 +356,9 @@ cdef void question_answered(Engine* e, Server* s, const unsigned char* body, uin
         at += 4
         if value_size > 0 and end - at < value_size:
             break
+        while touched < s.asked_size and s.asked_list and is_listed(
+                s.touched + touched + 1, <uint32_t> strlen(<char*> s.touched + touched + 1)):
+            touched += <uint32_t> strlen(<char*> s.touched + touched + 1) + 2
         if touched < s.asked_size:
             length = <uint32_t> strlen(<char*> s.touched + touched + 1)
             learn(e, s, s.touched + touched + 1, length, at, value_size)
@@ -380,8 +392,7 @@ cdef void learn_all(Engine* e, Server* s, const unsigned char* list, int32_t siz
     # what the session had and has no more; a name with a dot is not shown, nor is the role
     for i in range(before.count):
         p = before.items[i]
-        if p.flags & PARAM_REPORTED or memchr(p.text, c'.', p.name_size) != NULL or (
-                params_is_same_name(p.text, p.name_size, <const unsigned char*> b"role", 4)):
+        if p.flags & PARAM_REPORTED or not is_listed(p.text, p.name_size):
             continue
         is_changed = False
         at = list
@@ -404,8 +415,7 @@ cdef void learn_all(Engine* e, Server* s, const unsigned char* list, int32_t siz
         at = <const unsigned char*> memchr(value, 2, end - value)
         if at == NULL:
             break
-        if params_find(s.params, name, <uint32_t> (value - name)) == NULL:
-            learn(e, s, name, <uint32_t> (value - name), value + 1, <int32_t> (at - value - 1))
+        learn(e, s, name, <uint32_t> (value - name), value + 1, <int32_t> (at - value - 1))
         at += 1
     params_release(before)
 
