@@ -91,7 +91,7 @@ def test_every_line_about_a_client_or_a_server_has_its_id(
     with gpooler.raw() as one, gpooler.raw() as two, gpooler.raw() as three:
         one.login(database="app")
         two.login(database="app")
-        one.query("SET work_mem = '5MB'")
+        one.query("LISTEN ear")
         two.query("SELECT 1")
         with pytest.raises(ServerError):
             three.login(database="secret", password="wrong")
@@ -116,7 +116,7 @@ def test_every_line_about_a_client_or_a_server_has_its_id(
     assert all(re.fullmatch("s" + ID, line["server"]["id"]) for line in about_servers)
     assert len({line["server"]["id"] for line in about_servers}) == 2
     (pinned,) = [line for line in about_servers if "pinned" in line["message"]]
-    (asked,) = [line for line in seen if "work_mem" in line["message"]]
+    (asked,) = [line for line in seen if "LISTEN ear" in line["message"]]
     assert pinned["client"]["id"] == asked["client"]["id"]
     (refused,) = [line for line in seen if line["level"] == "error"]
     assert refused["message"].startswith("login refused: 28P01 ")
