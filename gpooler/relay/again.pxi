@@ -21,7 +21,9 @@ cdef inline bint can_be_sent_again(Client* c, Server* s) noexcept nogil:
     """Whether what the client sends now is the beginning, or more, of a request outside of a transaction."""
     if c.conn.route.mode == MODE_SESSION or c.flags & SENT_AGAIN:
         return False
-    return c.request != NULL or session_is_idle(&s.session) and s.session.status == c'I' and c.conn.rx.left == 0
+    if c.request != NULL:
+        return True
+    return session_is_idle(&s.session) and s.session.status == c'I' and c.conn.rx.left == 0
 
 
 cdef void drop_request(Engine* e, Client* c) noexcept nogil:
@@ -95,17 +97,19 @@ cdef void renew_copies(Engine* e, Server* s) noexcept nogil:
 
 cdef bint put_back(Engine* e, Client* c) noexcept nogil:
     """The request stands before what the client's next bytes are. False: there is no room."""
-    cdef uint32_t size = c.request.end
+    cdef uint32_t size = c.request.end, held
     if c.conn.hold != NULL:
         if size + c.conn.hold.end - c.conn.hold.start > CHUNK:
             return False
-        memcpy(c.request.data + size, c.conn.hold.data + c.conn.hold.start, c.conn.hold.end - c.conn.hold.start)
-        c.request.end += c.conn.hold.end - c.conn.hold.start
+        held = c.conn.hold.end - c.conn.hold.start
+        memcpy(c.request.data + size, c.conn.hold.data + c.conn.hold.start, held)
+        c.request.end += held
         chunk_give(&e.pool, c.conn.hold)
     c.conn.hold = c.request
     c.request = NULL
     c.conn.rx.left = 0
-    c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING | IS_BLOCKED | AWAITS_DEPLOY | HAS_NEW_NAMES | HAS_UNBOUND)
+    c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING | IS_BLOCKED | AWAITS_DEPLOY | HAS_NEW_NAMES
+                            | HAS_UNBOUND)
     c.flags |= SENT_AGAIN
     return True
 

@@ -10,8 +10,8 @@ from gpooler.relay.params cimport PARAM_READ_ONLY
 from gpooler.relay.prepared cimport (
     CHANGE_ALIAS, CHANGE_COPY, CHANGE_DEFINE, CHANGE_EVICT, CHANGE_FORGET, CHANGE_NOTHING, Change, Name,
     Names, STATEMENT_NAME, Statement, changes_add, changes_commit, changes_undo, copies_add, copies_clear,
-    copies_has, copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find, names_take,
-    statement_of, statement_release,
+    copies_has, copies_remove, copies_use, name_free, name_new, names_add, names_clear, names_find,
+    names_take, statement_of, statement_release,
 )
 from gpooler.relay.scanner cimport EFFECT_PREPARE, EFFECT_READ, Scan, scan_begin, scan_feed
 from gpooler.relay.session cimport (

@@ -1,3 +1,5 @@
+from typing import TypedDict
+
 class SessionProbe:
     def frontend(self, kinds: bytes, owner: int = 0) -> None: ...
     def backend(self, kinds: bytes) -> bool: ...
@@ -38,6 +40,18 @@ class ScanProbe:
     def state(self) -> int: ...
     @property
     def size(self) -> int: ...
+
+class SqlReading(TypedDict):
+    settings: list[tuple[int, bytes | None]]
+    names: list[tuple[int, bytes]]
+    effects: int
+    ends: int
+    has_other_names: bool
+    prepares: bool
+    forgets_all: bool
+    changes_lexis: bool
+
+def read_sql(text: bytes, *, is_conforming: bool = True, is_multibyte: int = 0) -> SqlReading: ...
 
 class QueueProbe:
     def put(self, data: bytes) -> bool: ...

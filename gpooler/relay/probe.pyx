@@ -3,6 +3,7 @@
 Nothing of a running gpooler uses it. Each class owns one C record and shows its fields as they are.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
@@ -20,6 +21,7 @@ from gpooler.relay.session cimport (
     session_owner,
     session_ready,
 )
+from gpooler.relay.sql cimport Reading, sql_read
 
 
 cdef class SessionProbe:
@@ -149,6 +151,36 @@ cdef class ScanProbe:
     def size(self):
         """Bytes of state that a scanner takes."""
         return sizeof(Scan)
+
+
+def read_sql(bytes text not None, *, bint is_conforming=True, int is_multibyte=0):
+    """What a whole text does to its session (relay/sql.pxd), as a dictionary.
+
+    ``settings`` are pairs of kind and name (None for the kinds that concern all), ``names`` pairs of kind and
+    name of prepared statements.
+    """
+    cdef Reading reading
+    cdef uint32_t i
+    cdef list found = [], names = []
+    sql_read(&reading, <const unsigned char*> PyBytes_AS_STRING(text), <uint32_t> len(text), is_conforming,
+             <uint8_t> is_multibyte)
+    for i in range(reading.count):
+        name = None
+        if reading.settings[i].name != NULL:
+            name = (<const char*> reading.settings[i].name)[:reading.settings[i].size]
+        found.append((reading.settings[i].kind, name))
+    for i in range(reading.name_count):
+        names.append((reading.names[i].kind, (<const char*> reading.names[i].text)[:reading.names[i].size]))
+    return {
+        "settings": found,
+        "names": names,
+        "effects": reading.effects,
+        "ends": reading.ends,
+        "has_other_names": bool(reading.has_other_names),
+        "prepares": bool(reading.prepares),
+        "forgets_all": bool(reading.forgets_all),
+        "changes_lexis": bool(reading.changes_lexis),
+    }
 
 
 cdef class QueueProbe:

@@ -188,7 +188,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                     s.flags |= TOUCHED_FAILED
                 if s.flags & HAS_PLACED:
                     s.flags |= IS_DIRTY | HAS_REAL_NAMES
-            if owner == OWNER_DEPLOY and c != NULL and is_shutdown(p + HEADER, min_size(whole, end - p) - HEADER):
+            if (owner == OWNER_DEPLOY and c != NULL
+                    and is_shutdown(p + HEADER, min_size(whole, end - p) - HEADER)):
                 s.flags |= ENDED_UNSEEN
             elif owner == OWNER_DEPLOY:
                 s.flags |= DEPLOY_FAILED

@@ -65,13 +65,13 @@ MUTANTS: Final = (
     Mutant(
         "nothing is deployed when one parameter differs",
         "gpooler/relay/params.pyx",
-        "    if out.size == 0:\n        return 0\n    _byte(&out, 0)\n",
-        "    if out.size < 40:\n        return 0\n    _byte(&out, 0)\n",
+        "    if out.size == begun and (",
+        "    if out.size - begun < 40 and (",
     ),
     Mutant(
         "what the client before has set is left where PostgreSQL does not report it",
         "gpooler/relay/params.pyx",
-        "            if not a.flags & PARAM_REPORTED:\n                _reset_one(&out, a)\n",
+        "            if not a.flags & PARAM_REPORTED and a != was:\n                _reset_one(&out, a)\n",
         "            pass\n",
     ),
     Mutant(
@@ -116,14 +116,14 @@ MUTANTS: Final = (
     Mutant(
         "the answer to parameters that are deployed reaches the client",
         "gpooler/relay/server.pxi",
-        "        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET\n",
-        "        is_ours = (c == NULL or owner == OWNER_RESET\n",
+        "        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET or owner == OWNER_ASK\n",
+        "        is_ours = (c == NULL or owner == OWNER_RESET or owner == OWNER_ASK\n",
     ),
     Mutant(
         "a server is detached inside a transaction",
         "gpooler/relay/server.pxi",
-        "    if (s.session.status != c'I' or s.pins or s.cancelling",
-        "    if (s.pins or s.cancelling",
+        "    is_open = (s.session.status != c'I' or s.cancelling",
+        "    is_open = (s.cancelling",
     ),
     Mutant(
         "the answer to what was prepared already is not renamed",
@@ -141,8 +141,8 @@ MUTANTS: Final = (
     Mutant(
         "behind a Sync nobody waits for what was prepared before it",
         "gpooler/relay/prepared.pxi",
-        "    if s.changes.head != NULL and session_has_sync_point(&s.session) and end - p <= CHUNK:\n",
-        "    if False and end - p <= CHUNK:\n",
+        "    if ((s.changes.head != NULL or s.session.has_copy_end) and session_has_sync_point(&s.session)\n",
+        "    if (False and session_has_sync_point(&s.session)\n",
     ),
     Mutant(
         "a Parse that is not bound yet keeps no server",
@@ -152,22 +152,34 @@ MUTANTS: Final = (
     ),
     Mutant(
         "SET inside a block is forgotten",
-        "gpooler/relay/client.pxi",
-        "    effects &= EFFECT_SESSION\n",
-        "    effects &= EFFECT_SESSION\n"
-        "    if s.session.status == c'T':\n"
-        "        effects &= ~<uint16_t> EFFECT_SET\n",
+        "gpooler/relay/settings.pxi",
+        "    if s.touched_size + size + 2 <= MAX_TOUCHED and s.touched == NULL:\n",
+        "    if s.session.status == c'T':\n        return\n"
+        "    if s.touched_size + size + 2 <= MAX_TOUCHED and s.touched == NULL:\n",
+    ),
+    Mutant(
+        "SET survives ROLLBACK: the server is asked as soon as the answer is in",
+        "gpooler/relay/server.pxi",
+        "    if not is_open and has_question(s):\n",
+        "    if s.touched_size and s.session.status == c'T' and ask(e, s):\n        return\n"
+        "    if not is_open and (s.pins & s.ends or s.flags & NEEDS_CHECK):\n",
+    ),
+    Mutant(
+        "what is deallocated is still the client's",
+        "gpooler/relay/prepared.pxi",
+        "                names_take(c.prepared, at)\n                name_free(&e.statements, at)\n",
+        "                pass\n",
     ),
     Mutant(
         "a dirty server is parked as it is",
         "gpooler/relay/release.pxi",
-        "    if s.flags & IS_DIRTY and r.discard != DISCARD_NEVER:\n",
-        "    if s.flags & IS_DIRTY and r.discard == DISCARD_ALWAYS:\n",
+        "    if (s.flags & IS_DIRTY or s.pins) and r.discard != DISCARD_NEVER:\n",
+        "    if (s.flags & IS_DIRTY or s.pins) and r.discard == DISCARD_ALWAYS:\n",
     ),
     Mutant(
         "an open transaction is left to the next client",
         "gpooler/relay/release.pxi",
-        "    if s.session.status != c'I':\n        if s.flags & HAS_ROLLED_BACK",
-        "    if s.session.status == c'E':\n        if s.flags & HAS_ROLLED_BACK",
+        "    if s.session.status != c'I':\n        if s.flags & (HAS_ROLLED_BACK",
+        "    if s.session.status == c'E':\n        if s.flags & (HAS_ROLLED_BACK",
     ),
 )
