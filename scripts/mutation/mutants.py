@@ -116,8 +116,8 @@ MUTANTS: Final = (
     Mutant(
         "the answer to parameters that are deployed reaches the client",
         "gpooler/relay/server.pxi",
-        "        is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET or owner == OWNER_ASK\n",
-        "        is_ours = (c == NULL or owner == OWNER_RESET or owner == OWNER_ASK\n",
+        "is_ours = (c == NULL or owner == OWNER_DEPLOY or owner == OWNER_RESET or owner == OWNER_ASK\n",
+        "is_ours = (c == NULL or owner == OWNER_RESET or owner == OWNER_ASK\n",
     ),
     Mutant(
         "a server is detached inside a transaction",

@@ -43,8 +43,8 @@ HEAVY: Final = (
 )  # fmt: skip
 FEATURES: Final = LIGHT + HEAVY
 LIMITS: Final = {
-    "reset to startup": "RESET and DISCARD ALL in a string or a group of extended messages: what stands behind "
-    "them there sees the default of the server, not the value of the startup packet",
+    "reset to startup": "RESET and DISCARD ALL in a string or a group of extended messages: what stands "
+    "behind them there sees the default of the server, not the value of the startup packet",
     "hidden": "what functions and DO blocks do to the session is met by nobody, its own client included",
     "rebind": "the unnamed statement is bound once more after the end of its transaction",
     "describe": "Describe of a prepared statement without a result in a failed block, on a server that lacks "

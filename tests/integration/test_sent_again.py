@@ -101,11 +101,8 @@ def test_never_when_the_server_may_have_done_it(pool: Gpooler, postgres: Postgre
     with pool.raw().login() as client:
         for n in range(3):
             pid = pid_of(client)
-            client.send(
-                query(
-                    f"SET synchronous_commit = on; INSERT INTO again VALUES ({n}); COMMIT; SELECT pg_sleep(60)"
-                )
-            )
+            insert = f"SET synchronous_commit = on; INSERT INTO again VALUES ({n})"
+            client.send(query(f"{insert}; COMMIT; SELECT pg_sleep(60)"))
             eventually(lambda count=n + 1: rows(postgres) == count)  # type: ignore[misc]
             os.kill(pid, signal.SIGKILL)  # PostgreSQL restarts all of its processes
             last = client.read_to_end()[-1].fields()
