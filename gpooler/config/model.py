@@ -299,8 +299,11 @@ class Routing(Section):
         "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
     )
     virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
-    virtual_transaction: Bool = not_built(
-        False, "Answer BEGIN in the pooler until a query comes.", odyssey=True
+    virtual_transaction: Bool = option(
+        True,
+        "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query that "
+        "follows.",
+        reload=Reload.RESTART,
     )
 
 

@@ -20,8 +20,9 @@ from gpooler.relay.scanner cimport (
     EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, session_frontend, session_is_idle, session_needs_sync,
+    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
 )
+from gpooler.relay.sql cimport sql_is_begin
 from gpooler.relay.system cimport SHUT_WR, close, shutdown
 
 
@@ -149,9 +150,40 @@ cdef void refuse_request(Engine* e, Client* c, uint8_t reason) noexcept nogil:
 
 cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
+    cdef const char* begun = b"Z\x00\x00\x00\x05T"
+    cdef const char* failed = b"Z\x00\x00\x00\x05E"
+    if c.flags & HAS_FAILED:
+        ready = failed
+    elif c.flags & HAS_BEGUN:
+        ready = begun
     if c.conn.state == CLIENT_IDLE:
         move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
     return conn_send(e, &c.conn, <const unsigned char*> ready, 6)
+
+
+cdef bint defer_begin(Engine* e, Client* c) noexcept nogil:
+    """Answer a BEGIN that no server has seen yet."""
+    cdef const char* tag = b"C\x00\x00\x00\x0aBEGIN\x00"
+    c.flags |= HAS_BEGUN
+    return conn_send(e, &c.conn, <const unsigned char*> tag, 11) and say_ready(e, c)
+
+
+cdef void begin_deferred(Engine* e, Client* c, Server* s) noexcept nogil:
+    """The BEGIN that was answered goes to the server, before what needs it."""
+    cdef uint32_t began = e.scratch_used
+    out_message(e, c'Q', 6)
+    out_copy(e, <const unsigned char*> b"BEGIN\x00", 6)
+    session_frontend(&s.session, c'Q', OWNER_RESET)
+    e.has_begin = True
+    e.had_failed = (c.flags & HAS_FAILED) != 0
+    if e.had_failed:
+        # one statement of its transaction was refused by us: have it fail there, too
+        out_message(e, c'Q', 35)
+        out_copy(e, <const unsigned char*> b"ROLLBACK TO gpooler_has_refused_it\x00", 35)
+        session_frontend(&s.session, c'Q', OWNER_RESET)
+    out_add(e, began)
+    c.flags &= ~<uint32_t> (HAS_BEGUN | HAS_FAILED)
+    e.copy_from = NULL                  # a transaction is not begun twice
 
 
 cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) noexcept nogil:
@@ -170,6 +202,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef uint8_t reason
     cdef unsigned char* text
     out_begin(e)
+    e.has_begin = False
     e.copy_from = NULL
     if s != NULL and can_be_sent_again(c, s):
         e.copy_from = data
@@ -277,6 +310,18 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 refuse_request(e, c, reason)
                 return
         if s == NULL:
+            if r.defers_begin and kind == c'Q' and length < 64 and not c.flags & HAS_BEGUN:
+                if <size_t> (end - p) <= length:
+                    break
+                if sql_is_begin(p + HEADER, length - 4):
+                    if not defer_begin(e, c):
+                        client_leave(e, c, REASON_CLIENT_GONE)
+                        return
+                    if r.log_query:
+                        put_text(e, &c.conn, p + HEADER, length - 4)
+                    p += length + 1
+                    run = p
+                    continue
             if r.waiting.head == NULL:
                 s = take_parked(e, c)
             if s == NULL:
@@ -292,6 +337,9 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if e.deploy_size and e.deploy_waits:
                 deploy_first(e, c, s, p, end)
                 return
+        if c.flags & HAS_BEGUN and is_request(kind):
+            begin_here(e, &run, p)
+            begin_deferred(e, c, s)
         if s.session.length == 0:
             s.query_us = e.now_us
             if s.session.status == c'I' and not s.session.is_open:
@@ -426,6 +474,8 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
         return False
     forget_copies(e, s)
     drop_request(e, c)
+    if e.has_begin:
+        c.flags |= HAS_BEGUN | (HAS_FAILED if e.had_failed else 0)
     s.client = NULL
     c.server = NULL
     move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)
@@ -694,6 +744,8 @@ cdef void inject_now(Engine* e, Client* c) noexcept nogil:
     if c.flags & TEXT_THEN_SKIP:
         c.flags &= ~<uint32_t> (TEXT_THEN_SKIP | IS_HELD)
         c.flags |= IS_SKIPPING
+        if c.flags & HAS_BEGUN:
+            c.flags |= HAS_FAILED
         c.conn.reason = REASON_NONE
         client_work(e, c)
 

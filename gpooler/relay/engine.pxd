@@ -122,6 +122,8 @@ cdef enum ClientFlag:
     SENT_AGAIN = 262144         # its request went out a second time, and is not answered yet
     HAS_NEW_NAMES = 524288      # its request prepares or closes statements
     HAS_PARSED = 1048576        # HAS_UNBOUND, and a Parse since was answered
+    HAS_BEGUN = 2097152         # its BEGIN was answered and goes to its next server
+    HAS_FAILED = 4194304        # HAS_BEGUN, and a request since was refused: its transaction counts as failed
 
 
 cdef enum ServerFlag:
@@ -299,6 +301,7 @@ cdef struct Route:
     uint8_t is_dedicated        # a server is opened for one client and ends with it; mode is MODE_SESSION
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
+    uint8_t defers_begin        # BEGIN takes no server
     uint8_t has_prepared        # named prepared statements go with the client from server to server
     uint8_t session_state       # StateMode
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
@@ -411,6 +414,8 @@ cdef struct Engine:
     # what a client's bytes become, while they are worked on: pieces for its server, the first for a deploy
     iovec out[64]
     int out_count
+    bint has_begin              # among them a BEGIN that was deferred
+    bint had_failed             # … whose transaction had failed
     unsigned char* copy_from    # of the bytes worked on, what is to be kept; NULL: nothing
     unsigned char* scratch
     uint32_t scratch_used

@@ -22,6 +22,7 @@ class Relay:
         can_rollback: bool,
         attach_check: bool,
         maintain_params: bool,
+        defers_begin: bool,
         has_prepared: bool,
         max_copies: int,
         max_names_bytes: int,

@@ -11,7 +11,7 @@ from gpooler.relay.engine cimport (
     COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CONNECT_FAILED,
     COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
     COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
-    DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION,
+    DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
     IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
     conn_add, engine_new, engine_run,
@@ -207,7 +207,8 @@ cdef class Relay:
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, bint is_dedicated=False, discard,
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
-                   bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes, uint8_t session_state,
+                   bint defers_begin, bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes,
+                   uint8_t session_state,
                    bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
@@ -240,6 +241,7 @@ cdef class Relay:
         r.can_rollback = can_rollback
         r.attach_check = attach_check
         r.maintain_params = maintain_params
+        r.defers_begin = defers_begin and mode == MODE_TRANSACTION
         r.has_prepared = has_prepared and mode != MODE_SESSION
         r.max_copies = max_copies
         r.max_names_bytes = max_names_bytes

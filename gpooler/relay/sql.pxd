@@ -60,6 +60,9 @@ cdef struct Reading:
     uint8_t changes_lexis       # client_encoding, standard_conforming_strings: how later texts are read
 
 
+# Whether a text is BEGIN without options and nothing else.
+cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil
+
 # `text` ends with its NUL, or with `size`.
 cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint is_conforming,
                    uint8_t is_multibyte) noexcept nogil

@@ -541,6 +541,23 @@ cdef void _statement(Lexer* x, Reading* self) noexcept nogil:
         _next(x)
 
 
+cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil:
+    cdef Lexer x
+    memset(&x, 0, sizeof(Lexer))
+    x.p = text
+    x.end = text + size
+    x.is_conforming = True
+    _next(&x)
+    if not _is(&x, b"begin"):
+        return False
+    _next(&x)
+    if _is(&x, b"work") or _is(&x, b"transaction"):
+        _next(&x)
+    while x.byte == c';':
+        _next(&x)
+    return x.kind == TOKEN_END
+
+
 cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint is_conforming,
                    uint8_t is_multibyte) noexcept nogil:
     cdef Lexer x

@@ -191,7 +191,7 @@ def test_what_follows_from_a_broken_key_is_not_reported_besides_it() -> None:
 
 
 def test_what_is_not_built_is_accepted_at_its_inert_value() -> None:
-    text = with_rule_lines("virtual_transaction = false")
+    text = with_rule_lines("virtual_processing = false")
     text = with_rule_lines(
         "pool_reserve_prepared_statement = false\npool_smart_discard = 'no'\nquantiles = []"
     )
