@@ -301,8 +301,8 @@ class Routing(Section):
     virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
     virtual_transaction: Bool = option(
         True,
-        "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query that "
-        "follows.",
+        "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "
+        "that follows.",
         reload=Reload.RESTART,
     )
 

@@ -45,6 +45,7 @@ cdef struct Name:
     Statement* statement
     uint32_t hash
     uint32_t size
+    uint32_t used               # Names.uses when it was bound or described last
     unsigned char text[1]
 
 
@@ -52,6 +53,7 @@ cdef struct Names:
     Name** buckets
     uint32_t capacity
     uint32_t count
+    uint32_t uses
     uint64_t bytes              # what names and texts take
 
 

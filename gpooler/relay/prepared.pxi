@@ -208,8 +208,8 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         # Behind a Sync it matters whether what was prepared or closed before it came to pass, and behind a
         # COPY whether the answers can be told apart.
         return BLOCKED
-    if s.session.is_uncertain:
-        return prepared_in_doubt(e, c, s, kind, name, <uint32_t> (stop - name))
+    if s.session.is_uncertain and not is_known_in_doubt(e, c, s, kind, name, <uint32_t> (stop - name)):
+        return AS_IT_IS
     if kind == c'P' or kind == c'C':
         c.flags |= HAS_NEW_NAMES
     if kind == c'P':
@@ -238,6 +238,8 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         return AS_IT_IS
     begin_here(e, run, p)
     statement = known.statement
+    c.prepared.uses += 1
+    known.used = c.prepared.uses
     if statement.effects & EFFECT_READ and kind == c'B':
         read_text(e, c, s, run, p, end, statement.body, statement.size, statement.effects)
     else:
@@ -265,16 +267,23 @@ cdef void keep_long(Engine* e, Client* c, Server* s, const unsigned char* name, 
     pin(e, c, EFFECT_PREPARE)
 
 
-cdef int prepared_in_doubt(Engine* e, Client* c, Server* s, uint8_t kind, unsigned char* name,
-                           uint32_t size) noexcept nogil:
-    """Nobody can tell the answers apart any more, and the client keeps this server: names are its own."""
-    cdef Name* known
+cdef bint is_known_in_doubt(Engine* e, Client* c, Server* s, uint8_t kind, unsigned char* name,
+                            uint32_t size) noexcept nogil:
+    """Whether a name means a statement that this server has.
+
+    Nobody can tell the answers apart any more, and the client keeps this server: nothing may be put between
+    its messages, and what it prepares from now on is there under its own name.
+    """
+    cdef Name* known = NULL
     if c.prepared != NULL:
         known = names_find(c.prepared, name, size)
-        if known != NULL:
-            names_take(c.prepared, known)
-            name_free(&e.statements, known)
-    return AS_IT_IS
+    if known == NULL:
+        return False
+    if kind == c'P' or kind == c'C':
+        names_take(c.prepared, known)
+        name_free(&e.statements, known)
+        return False
+    return copies_has(&s.copies, known.statement)
 
 
 cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned char* stop,
@@ -412,16 +421,18 @@ cdef void forget_all(Engine* e, Server* s) noexcept nogil:
 
 
 cdef Name* find_by_hash(Names* self, const unsigned char* hashed) noexcept nogil:
-    """A client's name of the statement that has this name on the server."""
+    """A client's name, the latest used, of the statement that has this name on the server."""
     cdef uint32_t i
     cdef Name* at
+    cdef Name* found = NULL
     for i in range(self.capacity):
         at = self.buckets[i]
         while at != NULL:
-            if memcmp(at.statement.name, hashed, STATEMENT_NAME - 1) == 0:
-                return at
+            if (memcmp(at.statement.name, hashed, STATEMENT_NAME - 1) == 0
+                    and (found == NULL or at.used > found.used)):
+                found = at
             at = at.next
-    return NULL
+    return found
 
 
 cdef uint32_t own_name_error(Engine* e, Client* c, const unsigned char* message,

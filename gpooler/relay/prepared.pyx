@@ -204,6 +204,7 @@ cdef Name* name_new(const unsigned char* text, uint32_t size, Statement* stateme
     name.next = NULL
     name.hash = _hash_of(text, size)
     name.size = size
+    name.used = 0
     memcpy(name.text, text, size)
     name.statement = statement
     return name

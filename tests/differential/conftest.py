@@ -17,7 +17,8 @@ def make_pool(postgres: Postgres, gpooler_factory: Callable[..., Gpooler]) -> Ma
 
     def make(servers: int, workers: int) -> Gpooler:
         rule = {"pool_size": servers, "storage_db": POOLED}
-        return gpooler_factory(postgres, rule=rule, config={"performance": {"workers": workers}})
+        config = {"performance": {"workers": workers}, "routing": {"virtual_transaction": True}}
+        return gpooler_factory(postgres, rule=rule, config=config)
 
     return make
 

@@ -30,6 +30,7 @@ def others(pool: Gpooler, count: int = SERVERS - 1) -> Iterator[list[RawClient]]
         clients = [stack.enter_context(pool.raw(timeout=20)).login(database=POOLED) for _ in range(count)]
         for client in clients:
             client.query("BEGIN")
+            client.query("SELECT 1")  # (BEGIN alone takes no server)
         yield clients
 
 
@@ -128,6 +129,7 @@ def test_what_has_no_result_is_described_in_a_failed_block(postgres: Postgres, p
         client.read_until()
         taker = pool.raw(timeout=20).login(database=POOLED)
         taker.query("BEGIN")
+        taker.query("SELECT 1")
         rest[0].query("COMMIT")
         for step in described.steps:
             client.send(*(part.data for part in step))
@@ -215,6 +217,7 @@ def test_a_prepared_literal_keeps_the_meaning_it_had_when_it_was_parsed(
         client.read_until()
         taker = pool.raw(timeout=20).login(database=POOLED)
         taker.query("BEGIN")
+        taker.query("SELECT 1")
         rest[0].query("COMMIT")
         client.query("SET DateStyle = 'ISO, DMY'")
         client.send(wire.bind("day"), wire.execute(), wire.SYNC)

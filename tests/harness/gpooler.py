@@ -60,6 +60,8 @@ def basic_config(postgres: Postgres, port: int, rule: Config) -> dict[str, Any]:
         },
         "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m", "log_to_stdout": True},
         "performance": {"workers": 1},
+        # BEGIN takes a server at once: that is how tests keep one
+        "routing": {"virtual_transaction": False},
         "listen": [{"host": "127.0.0.1", "port": port}],
         "storage": {"postgres": {"type": "remote", "host": postgres.host, "port": postgres.port}},
         "database": {"default": {"user": {"default": merge(default_rule, rule)}}},

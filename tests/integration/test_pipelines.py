@@ -59,7 +59,8 @@ def tables(postgres: Postgres) -> None:
 def pool(
     request: pytest.FixtureRequest, postgres: Postgres, tables: None, gpooler_factory: Factory
 ) -> Gpooler:
-    return gpooler_factory(postgres, rule={"pool": request.param, "pool_size": 2})
+    rule, routing = {"pool": request.param, "pool_size": 2}, {"virtual_transaction": True}
+    return gpooler_factory(postgres, rule=rule, config={"routing": routing})
 
 
 @pytest.fixture

@@ -174,7 +174,8 @@ def test_what_may_be_over(sql: str, ends: int) -> None:
 
 WORDS = [
     "SET", "LOCAL", "SESSION", "TO", "DEFAULT", "RESET", "ALL", "DISCARD", "DEALLOCATE", "PREPARE",
-    "EXECUTE", "set_config", "(", ")", ",", "'a'", "''", "'", '"', "$$", "$a$", "--", "\n", "/*", "*/", "E'", "U&'", 'U&"',
+    "EXECUTE", "set_config", "(", ")", ",", "'a'", "''", "'", '"', "$$", "$a$", "--", "\n", "/*", "*/", "E'",
+    "U&'", 'U&"',
     "\\", ";", "=", ".", "a", "true", "1", "$1", "TIME", "ZONE", "\N{LATIN SMALL LETTER E WITH ACUTE}",
 ]  # fmt: skip
 
