@@ -200,7 +200,8 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.uses += 1
     s.begin_us = e.now_us
     s.query_us = e.now_us
-    s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED)
+    s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED
+                            | PARSES_ANEW | ENDED_UNSEEN | AWAITS_TAG | HAS_PLACED | IS_CLEARED)
     c.flags &= ~<uint32_t> (HAS_SPOKEN | HAS_UNBOUND)
     if r.mode != MODE_SESSION:
         c.flags |= MAY_MEET_UNNAMED

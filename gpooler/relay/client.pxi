@@ -337,6 +337,11 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if e.deploy_size and e.deploy_waits:
                 deploy_first(e, c, s, p, end)
                 return
+        if out_is_full(e):
+            if not send_run(e, c, s, run, p, end, fresh):
+                return
+            run = p
+            fresh = NULL
         if c.flags & HAS_BEGUN and is_request(kind):
             begin_here(e, &run, p)
             begin_deferred(e, c, s)
@@ -345,11 +350,6 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if s.session.status == c'I' and not s.session.is_open:
                 s.begin_us = e.now_us
         if r.mode != MODE_SESSION and (kind == c'P' or kind == c'B' or kind == c'D' or kind == c'C'):
-            if out_is_full(e):
-                if not send_run(e, c, s, run, p, end, fresh):
-                    return
-                run = p
-                fresh = NULL
             handling = prepared_message(e, c, s, &run, p, end, length)
             if handling == INCOMPLETE:
                 break

@@ -358,7 +358,7 @@ cdef void place_name(Engine* e, Client* c, Server* s, Name* name, bint is_query,
     cdef uint32_t began = e.scratch_used
     cdef uint32_t size = 3 if is_empty else name.statement.size
     cdef uint8_t owner = OWNER_RESET if is_query else OWNER_EXTRA
-    if out_is_full(e):
+    if e.out_count > MAX_PIECES - 4 or e.scratch_used > SCRATCH - 2 * CHUNK:
         return
     out_message(e, c'P', name.size + 1 + size)
     out_copy(e, name.text, name.size)

@@ -33,6 +33,17 @@ from gpooler.relay.sql cimport (
 # -- what was touched ----------------------------------------------------------------------------------
 
 
+cdef bint is_touched(Server* s, const unsigned char* name, uint32_t size) noexcept nogil:
+    """Whether the setting is among those to ask for; behind a question under way it is not."""
+    cdef uint32_t at = s.asked_size, length
+    while at < s.touched_size:
+        length = <uint32_t> strlen(<char*> s.touched + at + 1)
+        if params_is_same_name(s.touched + at + 1, length, name, size):
+            return True
+        at += length + 2
+    return False
+
+
 cdef void touch(Engine* e, Client* c, uint8_t kind, const unsigned char* name, uint32_t size) noexcept nogil:
     """A statement that changes a setting, or all of them, goes to the server."""
     cdef Server* s = c.server
@@ -40,7 +51,7 @@ cdef void touch(Engine* e, Client* c, uint8_t kind, const unsigned char* name, u
     cdef unsigned char* at
     if kind == SETTING_SET and not s.flags & HAS_RESETS:
         known = params_find(s.params, name, size)
-        if known != NULL and known.flags & PARAM_REPORTED:
+        if known != NULL and known.flags & PARAM_REPORTED or is_touched(s, name, size):
             return
     if s.touched_size + size + 2 <= MAX_TOUCHED and s.touched == NULL:
         s.touched = <unsigned char*> malloc(MAX_TOUCHED)
@@ -501,7 +512,8 @@ cdef int read_text(Engine* e, Client* c, Server* s, unsigned char** run, unsigne
     if not is_query and may_change_lexis(c, s, &reading):
         c.flags |= CHANGES_LEXIS
     effects = (effects & ~<uint16_t> EFFECT_READ) | reading.effects
-    begin_here(e, run, p)
+    if reading.name_count or reading.has_other_names:
+        begin_here(e, run, p)
     effects |= note_names(e, c, s, &reading, is_query)
     effects |= note_settings(e, c, s, &reading)
     s.ends |= reading.ends

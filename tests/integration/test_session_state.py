@@ -184,6 +184,36 @@ def test_a_reset_tells_the_client_its_own_values(
         assert client.query("SHOW TimeZone") == [["Europe/Rome"]]
 
 
+def test_more_changes_in_one_write_than_fit_one_send(pool: Gpooler, send: Send) -> None:
+    with pool.raw().login() as client:
+        client.send(b"".join(send(f"SET my.thing = '{n}'") for n in range(300)))
+        assert [tags(client) for _ in range(300)] == [["SET"]] * 300
+        with pool.raw().login() as holder:
+            holder.query("BEGIN")
+            assert client.query("SHOW my.thing") == [["299"]]
+        assert pool.route_count(RouteWord.PINS) == 0
+        client.send(b"".join(send(f"SET my.thing{n} = '{n}'") for n in range(300)))
+        assert [tags(client) for _ in range(300)] == [["SET"]] * 300
+        assert pool.route_count(RouteWord.PINS) == 1  # too many to follow
+        assert client.query("SHOW my.thing7") == [["7"]]
+
+
+def test_a_client_that_leaves_in_the_middle_harms_nobody(pool: Gpooler, postgres: Postgres) -> None:
+    with pool.raw().login() as client:
+        client.query("CREATE TABLE IF NOT EXISTS left_behind (a int)")
+    for n in range(20):
+        with pool.raw().login() as client, pool.raw().login() as other:
+            client.send(parse("SELECT * FROM left_behind", "all") + bind("all") + execute() + SYNC)
+            client.read_until()
+            other.query(f"ALTER TABLE left_behind ADD b{n} int")
+            client.send(bind("all") + execute() + SYNC + query("SET work_mem = '5MB'; RESET ALL") * (n % 3))
+            client.reset() if n % 2 else client.close()
+            for _ in range(3):
+                assert other.query("SELECT 'mine', current_setting('work_mem')") == [["mine", "4MB"]]
+    with pool.raw().login() as client:
+        client.query("DROP TABLE left_behind")
+
+
 # --- prepared statements by SQL -----------------------------------------------------------------------
 
 
