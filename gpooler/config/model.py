@@ -300,10 +300,12 @@ class Routing(Section):
     )
     virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
     virtual_transaction: Bool = option(
-        True,
+        False,
         "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "
         "that follows.",
         reload=Reload.RESTART,
+        odyssey=True,
+        departure="a client that began a transaction has its server, unless it is asked otherwise",
     )
 
 

@@ -97,7 +97,7 @@ def test_the_demo_has_30_servers_and_a_wait_of_4_seconds(
         for client in clients:
             client.login("anybody", "order_app", "client-secret")
         for client in clients[:30]:
-            client.send(query("BEGIN"))
+            client.send(query("BEGIN; SELECT 1"))
         for client in clients[:30]:
             client.read_until()
         clients[30].send(query("SELECT 1"))
