@@ -31,19 +31,9 @@ cdef void replace_params(Engine* e, ParamSet** place, ParamSet* new) noexcept no
     params_release(old)
 
 
-cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32_t size) noexcept nogil:
-    """ParameterStatus: name, NUL, value, NUL."""
-    note_status(e, s, body, size, True)
-
-
-cdef void note_server_parameter(Engine* e, Server* s, const unsigned char* body,
-                                uint32_t size) noexcept nogil:
-    """The same where the client expects something else."""
-    note_status(e, s, body, size, False)
-
-
-cdef void note_status(Engine* e, Server* s, const unsigned char* body, uint32_t size,
-                      bint is_for_client) noexcept nogil:
+cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32_t size,
+                         bint is_for_client) noexcept nogil:
+    """ParameterStatus: name, NUL, value, NUL. A client that it is not for expects something else."""
     cdef uint32_t name_size = 0, value_size = 0
     cdef uint8_t flags = PARAM_REPORTED
     cdef const unsigned char* value

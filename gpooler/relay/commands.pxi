@@ -112,6 +112,7 @@ cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
 cdef void adopt_server(Engine* e, Server* s, Client* c, uint32_t generation) noexcept nogil:
     list_append(&s.conn.route.parked, &s.conn)
     s.conn.state = SERVER_PARKED
+    s.plans = s.conn.route.plans        # it has parsed nothing yet, or nothing that is known
     s.conn.since_us = e.now_us
     if not conn_register(e, &s.conn):
         server_lost(e, s)

@@ -66,6 +66,7 @@ cdef int params_literal(const unsigned char* text, uint32_t size, unsigned char*
 cdef Param* params_find(ParamSet* s, const unsigned char* name, uint32_t name_size) noexcept nogil
 cdef bint params_is_same_name(const unsigned char* a, uint32_t a_size,
                               const unsigned char* b, uint32_t b_size) noexcept nogil
+cdef bint params_is_same_value(Param* a, Param* b) noexcept nogil
 # The value of a name, NULL when absent.
 cdef const unsigned char* params_value(ParamSet* s, const char* name) noexcept nogil
 # How many parameters and sets are interned.

@@ -491,7 +491,7 @@ cdef void _reset_one(Out* out, Param* p) noexcept nogil:
     _put(out, b",NULL,false) IS NULL;")
 
 
-cdef bint _is_same_value(Param* a, Param* b) noexcept nogil:
+cdef bint params_is_same_value(Param* a, Param* b) noexcept nogil:
     return (a.value_size == b.value_size
             and memcmp(a.text + a.name_size, b.text + b.name_size, a.value_size + 1) == 0)
 
@@ -534,11 +534,12 @@ cdef int params_deploy(ParamSet* has, ParamSet* wants, unsigned char* buffer, in
             j += 1
         else:
             if a != b and b != role and not (a.flags & PARAM_READ_ONLY or b.flags & PARAM_READ_ONLY):
-                if not _is_same_value(a, b):
+                if not params_is_same_value(a, b):
                     _set_one(&out, b)
             i += 1
             j += 1
-    if out.size == begun and (role == was or role != NULL and was != NULL and _is_same_value(role, was)):
+    if out.size == begun and (role == was
+                              or role != NULL and was != NULL and params_is_same_value(role, was)):
         return 0
     if role != NULL:
         _set_one(&out, role)

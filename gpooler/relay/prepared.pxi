@@ -118,10 +118,8 @@ cdef void make_room(Engine* e, Server* s) noexcept nogil:
     note_change(e, s, CHANGE_EVICT, OWNER_EXTRA, oldest, NULL)
 
 
-cdef void need_copy(Engine* e, Server* s, Statement* statement) noexcept nogil:
-    """Have the server know the statement before the client's next message."""
-    if copies_use(&s.copies, statement):
-        return
+cdef void put_copy(Engine* e, Server* s, Statement* statement) noexcept nogil:
+    """A Parse under the hashed name; the caller notes whose it is."""
     make_room(e, s)
     if s.flags & HAS_STRAY_COPIES:
         # it may be there although nothing is known of it
@@ -129,6 +127,13 @@ cdef void need_copy(Engine* e, Server* s, Statement* statement) noexcept nogil:
         note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
     out_parse(e, statement)
     copies_add(&s.copies, statement)
+
+
+cdef void need_copy(Engine* e, Server* s, Statement* statement) noexcept nogil:
+    """Have the server know the statement before the client's next message."""
+    if copies_use(&s.copies, statement):
+        return
+    put_copy(e, s, statement)
     statement.references += 1
     note_change(e, s, CHANGE_COPY, OWNER_EXTRA, statement, NULL)
 
@@ -339,12 +344,7 @@ cdef int define(Engine* e, Client* c, Server* s, unsigned char* name, unsigned c
         out_close(e, b"gp_", 4)
         note_change(e, s, CHANGE_ALIAS, OWNER_CLIENT, statement, mine)
         return REPLACED
-    make_room(e, s)
-    if s.flags & HAS_STRAY_COPIES:
-        out_close(e, statement.name, STATEMENT_NAME)
-        note_change(e, s, CHANGE_NOTHING, OWNER_EXTRA, NULL, NULL)
-    out_parse(e, statement)
-    copies_add(&s.copies, statement)
+    put_copy(e, s, statement)
     note_change(e, s, CHANGE_DEFINE, OWNER_CLIENT, statement, mine)
     return REPLACED
 

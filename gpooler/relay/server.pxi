@@ -58,19 +58,25 @@ cdef inline void count_out(Route* r, iovec* pieces, int count) noexcept nogil:
         r.words[counters.ROUTE_BYTES_OUT] += pieces[i].iov_len
 
 
+cdef bint flush_pieces(Engine* e, Client* c, iovec* pieces, int* count) noexcept nogil:
+    """Send the pieces, if any. False: the client is gone."""
+    cdef size_t accepted
+    cdef int ready = count[0]
+    count[0] = 0
+    if ready == 0:
+        return True
+    count_out(c.conn.route, pieces, ready)
+    return conn_write(e, &c.conn, pieces, ready, &accepted)
+
+
 cdef bint to_client(Engine* e, Client* c, iovec* pieces, int* count, unsigned char* run,
                     unsigned char* p) noexcept nogil:
     """Add a run to the pieces; send them when there are many."""
-    cdef size_t accepted
     if p > run:
         pieces[count[0]].iov_base = run
         pieces[count[0]].iov_len = p - run
         count[0] += 1
-    if count[0] == MAX_PIECES:
-        count_out(c.conn.route, pieces, MAX_PIECES)
-        count[0] = 0
-        return conn_write(e, &c.conn, pieces, MAX_PIECES, &accepted)
-    return True
+    return count[0] < MAX_PIECES or flush_pieces(e, c, pieces, count)
 
 
 cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) noexcept nogil:
@@ -82,7 +88,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
     cdef unsigned char* run = data
     cdef Client* c = s.client
     cdef Route* r = s.conn.route
-    cdef size_t take, accepted
+    cdef size_t take
     cdef uint32_t length, whole
     cdef uint8_t kind, owner
     cdef int answered
@@ -159,16 +165,12 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         if is_ours and c != NULL and not is_gone:
             is_gone = not to_client(e, c, pieces, &count, run, p)
         if mine != NULL:
-            note_server_parameter(e, s, p + HEADER, length - 4)
+            note_parameter(e, s, p + HEADER, length - 4, False)
             if is_news(c, mine) and not is_gone:
-                if count:
-                    count_out(r, pieces, count)
-                    is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
-                    count = 0
-                is_gone = is_gone or not tell(e, c, mine)
+                is_gone = not (flush_pieces(e, c, pieces, &count) and tell(e, c, mine))
         elif kind == c'S':
             if whole <= CHUNK - 64:
-                note_parameter(e, s, p + HEADER, length - 4)
+                note_parameter(e, s, p + HEADER, length - 4, True)
         elif kind == c'1':
             if not is_ours and c.flags & HAS_UNBOUND:
                 c.flags |= HAS_PARSED
@@ -202,12 +204,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             if not is_ours and r.has_prepared and whole <= CHUNK - 64:
                 renamed = own_name_error(e, c, p, whole)
                 if renamed and not is_gone:
-                    is_gone = not to_client(e, c, pieces, &count, run, p)
-                    if count:
-                        count_out(r, pieces, count)
-                        is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
-                        count = 0
-                    is_gone = is_gone or not conn_send(e, &c.conn, e.question, renamed)
+                    is_gone = not (to_client(e, c, pieces, &count, run, p)
+                                   and flush_pieces(e, c, pieces, &count)
+                                   and conn_send(e, &c.conn, e.question, renamed))
                     is_ours = True          # what follows of it is dropped
             if not s.flags & PARSES_ANEW and is_old_plan(p + HEADER, min_size(whole, end - p) - HEADER):
                 r.plans += 1                # what servers have parsed is out of date
@@ -267,9 +266,7 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             pieces[count].iov_base = run
             pieces[count].iov_len = p - run
             count += 1
-        if count:
-            count_out(r, pieces, count)
-            is_gone = not conn_write(e, &c.conn, pieces, count, &accepted)
+        is_gone = not flush_pieces(e, c, pieces, &count)
     if bad or not hold(e, &s.conn, p, end - p):
         server_broken(e, s)
         return

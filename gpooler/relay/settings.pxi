@@ -11,13 +11,13 @@ differ, the difference is deployed before the client's next request, and the cli
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcmp, memcpy, strlen
+from libc.string cimport memchr, memcpy, strlen
 
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK, iovec
 from gpooler.relay.params cimport (
     PARAM_READ_ONLY, PARAM_REPORTED, Param, ParamSet, params_find, params_hold, params_is_same_name,
-    params_literal, params_release, params_with, params_without,
+    params_is_same_value, params_literal, params_release, params_with, params_without,
 )
 from gpooler.relay.scanner cimport (
     EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_READ, EFFECT_SET,
@@ -73,6 +73,7 @@ cdef void untouch(Server* s) noexcept nogil:
     free(s.touched)
     s.touched = NULL
     s.touched_size = 0
+    s.asked_size = 0
     s.flags &= ~<uint32_t> (HAS_RESETS | TOUCHED_FAILED)
 
 
@@ -105,10 +106,7 @@ cdef Param* own_value(Client* c, Server* s, const unsigned char* name, uint32_t 
     if mine == NULL or mine.flags & PARAM_READ_ONLY:
         return NULL
     its = params_find(s.initial, name, size)
-    if (its != NULL and its.value_size == mine.value_size
-            and memcmp(its.text + its.name_size, mine.text + mine.name_size, mine.value_size + 1) == 0):
-        return NULL
-    return mine
+    return NULL if its != NULL and params_is_same_value(its, mine) else mine
 
 
 cdef inline void set_param(Engine* e, ParamSet** place, Param* p) noexcept nogil:
@@ -129,8 +127,7 @@ cdef Param* own_status(Server* s, Client* c, const unsigned char* body, uint32_t
 cdef bint is_news(Client* c, Param* mine) noexcept nogil:
     """Whether the client last heard of another value."""
     cdef Param* now = params_find(c.params, mine.text, mine.name_size)
-    return (now == NULL or now.value_size != mine.value_size
-            or memcmp(now.text + now.name_size, mine.text + mine.name_size, mine.value_size + 1) != 0)
+    return now == NULL or not params_is_same_value(now, mine)
 
 
 cdef bint tell(Engine* e, Client* c, Param* mine) noexcept nogil:
@@ -445,7 +442,6 @@ cdef void forget_asked(Server* s) noexcept nogil:
 cdef void question_failed(Engine* e, Server* s) noexcept nogil:
     """The server is kept, and discarded after its client."""
     s.asked = 0
-    s.asked_size = 0
     s.flags |= IS_DIRTY
     untouch(s)
     if s.client != NULL:

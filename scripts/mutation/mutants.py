@@ -134,9 +134,9 @@ MUTANTS: Final = (
     Mutant(
         "a statement that the server lacks is not parsed there",
         "gpooler/relay/prepared.pxi",
-        "    if copies_use(&s.copies, statement):\n        return\n    make_room(e, s)\n",
+        "    if copies_use(&s.copies, statement):\n        return\n    put_copy(e, s, statement)\n",
         "    if copies_use(&s.copies, statement) or s.copies.count > 2:\n"
-        "        return\n    make_room(e, s)\n",
+        "        return\n    put_copy(e, s, statement)\n",
     ),
     Mutant(
         "behind a Sync nobody waits for what was prepared before it",
@@ -169,6 +169,7 @@ MUTANTS: Final = (
         "gpooler/relay/prepared.pxi",
         "                names_take(c.prepared, at)\n                name_free(&e.statements, at)\n",
         "                pass\n",
+        "tests/differential/test_found.py::test_deallocate_forgets_what_parse_has_prepared",
     ),
     Mutant(
         "a dirty server is parked as it is",
