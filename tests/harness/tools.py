@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ HIGHEST_PORT = 32_000
 
 # pytest-randomly seeds the common generator alike in every xdist worker; ports must differ.
 _random = random.SystemRandom()
+# The latest ports of this process: whoever asked for an older one has bound it, or needs it no more.
+_reserved: deque[int] = deque(maxlen=100)
 
 
 class Unavailable(Exception):
@@ -47,17 +50,26 @@ def eventually(check: Callable[[], T], within: float = 5.0) -> T:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, in IPv4 and IPv6."""
+    """A TCP port that nobody listens on, in IPv4 and IPv6, and that no other test run will pick meanwhile.
+
+    gpooler binds with SO_REUSEPORT: two that are given the same port would both start and share the clients.
+    """
     for _ in range(1000):
         port = _random.randint(LOWEST_PORT, HIGHEST_PORT)
+        reservation = socket.socket(socket.AF_UNIX)
         try:
+            reservation.bind(f"\0gpooler-test-port-{port}")  # the kernel frees it when this process ends
             for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
                 with socket.socket(family, socket.SOCK_STREAM) as probe:
                     if family == socket.AF_INET6:
                         probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     probe.bind((host, port))
         except OSError:
+            reservation.close()
             continue
+        if len(_reserved) == _reserved.maxlen:
+            os.close(_reserved[0])
+        _reserved.append(reservation.detach())
         return port
     raise RuntimeError("no free port found")
 

@@ -32,6 +32,13 @@ def test_free_ports_can_be_bound() -> None:
         pass
 
 
+def test_a_port_that_another_run_was_given_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = free_port()
+    drawn = iter([taken, taken + 1, taken + 2, taken + 3])
+    monkeypatch.setattr("tests.harness.tools._random.randint", lambda lowest, highest: next(drawn))
+    assert free_port() > taken
+
+
 def test_postgres_answers_over_every_transport(any_postgres: Postgres) -> None:
     for host in ("127.0.0.1", "::1", str(any_postgres.socket_dir)):
         with psycopg.connect(any_postgres.dsn(host=host)) as connection:
