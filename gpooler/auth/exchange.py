@@ -6,6 +6,7 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 ``CheckPWChallengeAuth`` does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -37,13 +38,23 @@ class Done:
     keys: ScramKeys | None = None  # from a SCRAM exchange: log in to servers with the same verifier
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Somebody else has to be asked. ``work`` gives what is said then.
+
+    It yields, has a deadline of its own, and raises as ``Exchange.answer`` does.
+    """
+
+    work: Callable[[], bytes | Done]
+
+
 class Exchange(Protocol):
     """One login of one client."""
 
-    def challenge(self) -> bytes | Done:
+    def challenge(self) -> bytes | Done | Later:
         """What to send first; ``Done`` when the method asks for nothing."""
 
-    def answer(self, body: bytes) -> bytes | Done:
+    def answer(self, body: bytes) -> bytes | Done | Later:
         """What to send after a password message (its body), or ``Done``.
 
         Raises ``AuthenticationFailed`` or ``ProtocolViolation``; the connection is to be closed then.

@@ -11,7 +11,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
-from gpooler.auth.exchange import Done
+from gpooler.auth.exchange import Done, Later
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
@@ -271,11 +271,23 @@ class Login:
                 return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
         raise NoRule(packet.database, packet.user)
 
-    def _go_on(self, guest: Guest, said: bytes | Done) -> None:
+    def _ask(self, guest: Guest, later: Later) -> None:
+        """Somebody else decides; the client may be gone by then."""
+        try:
+            said = later.work()
+            if guest.fd >= 0:
+                self._go_on(guest, said)
+        except (GpoolerError, ClientGone) as error:
+            if guest.fd >= 0:
+                self._end(guest, error)
+
+    def _go_on(self, guest: Guest, said: bytes | Done | Later) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
         plan = guest.plan
         assert plan is not None
-        if not isinstance(said, Done):
+        if isinstance(said, Later):
+            gevent.spawn(self._ask, guest, said)
+        elif not isinstance(said, Done):
             guest.send(said)
             guest.expect_password()
             if plan.is_debugged:
