@@ -52,6 +52,20 @@ class ProtocolViolation(ClientFault):
     sqlstate = "08P01"
 
 
+class TlsRequired(ProtocolViolation):
+    """The listener takes no client without TLS."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("TLS connection is required", cause=cause)
+
+
+class TlsFailed(ProtocolViolation):
+    """A TLS handshake that came to nothing; only an alert can tell the client."""
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("TLS handshake failed", cause=cause)
+
+
 class LoginTimeout(ProtocolViolation):
     """The client did not finish its login within ``client_login_timeout``."""
 
@@ -90,6 +104,13 @@ class InvalidAuthorization(ClientFault):
     """Refused before any password was looked at."""
 
     sqlstate = "28000"
+
+
+class CertificateNeedsTls(InvalidAuthorization):
+    """The rule says ``authentication = "cert"``, and the client came without TLS."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("certificate authentication needs a TLS connection", cause=cause)
 
 
 class UserBlocked(InvalidAuthorization):

@@ -147,7 +147,7 @@ class Clients:
         def accept(fd: int) -> None:
             assert self._entrance is not None
             try:
-                guest = self._entrance.accept(fd, timeout_ms, self._lingers)
+                guest = self._entrance.accept(fd, listener.index, timeout_ms, self._lingers)
             except OSError as error:
                 self._cannot_accept(error)
                 return

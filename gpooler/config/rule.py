@@ -91,7 +91,8 @@ class RuleBody(Section):
 
     # who may come in
     authentication: Annotated[Authentication, OneOf(Authentication)] = required(
-        "How a client proves who it is; block refuses everybody. cert and external are not built yet.",
+        "How a client proves who it is; block refuses everybody. cert needs TLS, and a certificate that an "
+        "authority of the listener has signed. external is not built yet.",
         reload=Reload.RULE,
         placeholder="none",
         example="none",
@@ -102,7 +103,12 @@ class RuleBody(Section):
         reload=Reload.RULE,
         example="secret",
     )
-    auth_common_name: OptionalTexts = not_built((), "Common names that cert accepts.")
+    auth_common_name: OptionalTexts = option(
+        (),
+        "Common names that cert accepts, default being the name of the user; unset: only that.",
+        reload=Reload.RULE,
+        example=["default"],
+    )
     auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
     auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
     auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)

@@ -7,7 +7,7 @@ from libc.string cimport memchr, memcpy
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, MAX_SMALL_MESSAGE, frame_length
 from gpooler.relay.io cimport (
-    CHUNK, READ_SIZE, chunk_give, chunk_take, io_recv, iovec, queue_clear, queue_flush,
+    CHUNK, READ_SIZE, chunk_give, chunk_take, iovec, queue_clear, queue_flush,
 )
 from gpooler.relay.params cimport PARAM_REPORTED
 from gpooler.relay.reason cimport (
@@ -23,7 +23,7 @@ from gpooler.relay.session cimport (
     OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
 )
 from gpooler.relay.sql cimport sql_is_begin
-from gpooler.relay.system cimport SHUT_WR, close, shutdown
+from gpooler.relay.system cimport close
 
 
 # -- what clients send ---------------------------------------------------------------------------------
@@ -65,21 +65,17 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
         room = c.conn.rx.left + CHUNK - held
         if room > READ_SIZE:
             room = READ_SIZE
-    got = io_recv(c.conn.fd, at, room)
+    got = conn_recv(e, &c.conn, at, room)
     if got == -1:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
         gather_end(e, &c.conn)
         return
     if got <= 0:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
-        client_eof(e, c, got == -2)
+        client_eof(e, c, got == -2 or got == -3 and c.conn.state != CLIENT_IDLE)
         return
     if c.conn.state == CLIENT_LEAVING:
         make_ready(e, &c.conn)          # discarded; read on to its end
         return
     c.request_us = e.now_us
-    if <size_t> got < room and not c.conn.flags & IS_HUNG_UP:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
     if held:
         memcpy(at - held, c.conn.hold.data + c.conn.hold.start, held)
         at -= held
@@ -449,7 +445,6 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     to be dead before it took a byte, the client gets another one and never knows.
     """
     cdef int first = 1, i
-    cdef size_t accepted
     if e.deploy_size:
         e.out[0].iov_base = e.deploy
         e.out[0].iov_len = e.deploy_size
@@ -465,7 +460,7 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     if i == 0:
         return True
     c.flags |= HAS_SPOKEN | UNCHECKED
-    if conn_write(e, &s.conn, &e.out[first], i, &accepted):
+    if conn_write(e, &s.conn, &e.out[first], i):
         return True
     if fresh == NULL:
         # read first what PostgreSQL may have said at the end
@@ -684,6 +679,7 @@ cdef void client_leave(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     forget_names(e, c)
     drop_request(e, c)
     c.conn.flags &= ~<uint16_t> IS_REGISTERED
+    conn_bye(e, &c.conn)
     conn_forget(e, &c.conn)
     close(c.conn.fd)                    # nobody else has it: this ends its registration as well
     c.conn.fd = -1
@@ -717,7 +713,7 @@ cdef void leave_when_sent(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     c.conn.since_us = e.now_us
     deadline(e, e.now_us + LEAVE_US)
     if c.conn.out.size == 0:
-        shutdown(c.conn.fd, SHUT_WR)
+        conn_end(e, &c.conn)
     if c.conn.flags & (IS_READABLE | IS_HUNG_UP):
         c.conn.flags |= IS_READABLE
         make_ready(e, &c.conn)
@@ -774,7 +770,7 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
             if c.flags & IS_HALF_CLOSED:
                 client_leave(e, c, conn.reason)
             else:
-                shutdown(conn.fd, SHUT_WR)
+                conn_end(e, conn)
             return
         if c.server != NULL:
             resume_server(e, c.server)

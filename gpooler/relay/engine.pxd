@@ -25,13 +25,14 @@ error. What the relay says by itself: ReadyForQuery for a lone Sync, ParameterSt
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from gpooler.relay.io cimport Chunk, ChunkPool, Queue, iovec
+from gpooler.relay.io cimport READ_SIZE, Chunk, ChunkPool, Queue, iovec
 from gpooler.relay.params cimport ParamSet
 from gpooler.relay.prepared cimport Changes, Copies, Names, Statements
 from gpooler.relay.scanner cimport Scan
 from gpooler.relay.frame cimport Frame
 from gpooler.relay.session cimport Session
 from gpooler.relay.system cimport pthread_mutex_t
+from gpooler.relay.tls cimport Tls
 
 
 cdef enum:
@@ -51,6 +52,8 @@ cdef enum:
     MAX_GATHERING = 64
     # bytes of names of settings; with more of them the client keeps its server
     MAX_TOUCHED = 1024
+    CIPHER = READ_SIZE + 65536      # what one read of plain bytes becomes under TLS
+    SLIM_US = 1000000               # so long after its last use a TLS session gives its memory back
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
@@ -217,7 +220,8 @@ cdef struct Conn:               # what client and server share; always first in 
     uint64_t gather_us          # while gathering: when to read at the latest
     Frame rx                    # the stream this peer sends
     Chunk* hold                 # its bytes that could not be used yet; they start at a boundary
-    Queue out                   # bytes for this peer that it did not take yet
+    Queue out                   # bytes for this peer that it did not take yet, as they go over the wire
+    Tls* tls                    # NULL: plain
     List* list
     Conn* previous
     Conn* following
@@ -423,6 +427,9 @@ cdef struct Engine:
     unsigned char* settings     # CHUNK bytes
     unsigned char* question     # CHUNK bytes
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
+    unsigned char* cipher       # CIPHER bytes, for what goes over the wire under TLS
+    unsigned char* plain        # RECORD bytes, in which small pieces become one record
+    Tls* fat                    # those whose BIOs have grown: made slim when they are quiet
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock
     pthread_mutex_t lock

@@ -1,6 +1,7 @@
 from typing import Any
 
 from gpooler.relay.params import ParameterSet
+from gpooler.relay.tls import TlsSession
 
 class Relay:
     def __init__(
@@ -61,6 +62,8 @@ class Relay:
         names: int,
         needs_setup: bool,
         pending: bytes,
+        tls: TlsSession | None = None,
+        has_more: bool = False,
     ) -> int: ...
     def reserve_pid(self) -> int: ...
     def adopt_server(
@@ -81,6 +84,7 @@ class Relay:
         is_unix: bool,
         is_new: bool,
         client: int = 0,
+        tls: TlsSession | None = None,
     ) -> int: ...
     def start_client(self, handle: int, greeting: bytes, pid: int, secret: bytes) -> None: ...
     def inject(self, handle: int, data: bytes, close_after: bool, reason: int = 0) -> None: ...

@@ -12,7 +12,7 @@ from gpooler.relay.engine cimport (
     COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
     COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
     DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
-    IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
+    IN_SETUP, IS_READABLE, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
     conn_add, engine_new, engine_run,
 )
@@ -21,6 +21,7 @@ from gpooler.relay.params cimport ParamSet, ParameterSet, params_global_init, pa
 from gpooler.relay.reason cimport REASON_CLIENT_GONE
 from gpooler.relay.session cimport session_free, session_init
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock, read, write
+from gpooler.relay.tls cimport TlsSession
 
 
 cdef ParameterSet wrap(Engine* e, ParamSet** place):
@@ -284,10 +285,10 @@ cdef class Relay:
 
     def adopt_client(self, int fd, uint32_t route_id, uint64_t client_id, ParameterSet parameters not None, *,
                      bytes secret, bytes address, uint8_t family, uint16_t port, uint32_t names,
-                     bint needs_setup, bytes pending):
+                     bint needs_setup, bytes pending, TlsSession tls=None, bint has_more=False):
         """Hand a client's socket over. Returns its handle.
 
-        ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
+        ``tls``: its session, the relay's from now on; ``has_more``: bytes that came are still in it. ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
         bytes, empty for a Unix socket; ``names``: what ``client`` gives back; ``pending``: bytes read
         beyond its login.
         """
@@ -324,7 +325,11 @@ cdef class Relay:
         command = self.command(COMMAND_ADOPT_CLIENT)
         command.conn = &c.conn
         command.generation = c.conn.generation
-        if needs_setup or pending:
+        if tls is not None:
+            c.conn.tls = tls.give()
+        if has_more:
+            c.conn.flags |= IS_READABLE
+        if needs_setup or pending or has_more:
             self.post(command)
         else:
             # Nothing to do before it speaks: its first bytes wake the relay, which looks at commands first.
@@ -347,7 +352,7 @@ cdef class Relay:
     def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
-                     bint is_unix, bint is_new, uint64_t client=0):
+                     bint is_unix, bint is_new, uint64_t client=0, TlsSession tls=None):
         """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
 
         One that is not new may have prepared statements. On a dedicated route it is for ``client`` (a
@@ -365,6 +370,9 @@ cdef class Relay:
         s.conn.route = r
         s.conn.id = server_id
         s.conn.flags = IS_UNIX if is_unix else 0
+        if tls is not None:
+            s.conn.tls = tls.give()
+            s.conn.flags |= IS_READABLE     # what the login left in it
         s.conn.born_us = opened_us
         session_init(&s.session, c'I')
         s.params = params_hold(parameters._set)

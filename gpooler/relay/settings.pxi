@@ -134,7 +134,6 @@ cdef bint tell(Engine* e, Client* c, Param* mine) noexcept nogil:
     """Have the client know the value of a setting. False: it is gone."""
     cdef unsigned char header[5]
     cdef iovec pieces[2]
-    cdef size_t accepted
     header[0] = c'S'
     put_u32(header + 1, mine.name_size + mine.value_size + 6)
     pieces[0].iov_base = header
@@ -142,7 +141,7 @@ cdef bint tell(Engine* e, Client* c, Param* mine) noexcept nogil:
     pieces[1].iov_base = mine.text
     pieces[1].iov_len = mine.name_size + mine.value_size + 2
     set_param(e, &c.params, mine)
-    return conn_write(e, &c.conn, pieces, 2, &accepted)
+    return conn_write(e, &c.conn, pieces, 2)
 
 
 # -- at the end of a request ---------------------------------------------------------------------------
