@@ -56,14 +56,14 @@ class TlsRequired(ProtocolViolation):
     """The listener takes no client without TLS."""
 
     def __init__(self, *, cause: str = "") -> None:
-        super().__init__("TLS connection is required", cause=cause)
+        super().__init__("a TLS connection is required", cause=cause)
 
 
 class TlsFailed(ProtocolViolation):
     """A TLS handshake that came to nothing; only an alert can tell the client."""
 
     def __init__(self, *, cause: str) -> None:
-        super().__init__("TLS handshake failed", cause=cause)
+        super().__init__("a TLS handshake failed", cause=cause)
 
 
 class LoginTimeout(ProtocolViolation):

@@ -71,8 +71,9 @@ def basic_config(postgres: Postgres, port: int, rule: Config) -> dict[str, Any]:
 class Gpooler:
     """One running gpooler; made by the fixture ``gpooler_factory``, or used as a context manager.
 
-    ``config`` is laid over basic_config(), ``rule`` over its only rule; ``text`` is a whole configuration
-    file instead, where ``{port}`` stands for the port. ``environment`` is added to our own.
+    ``config`` is laid over basic_config(), ``rule`` over its only rule, ``listener`` over its listener;
+    ``text`` is a whole configuration file instead, where ``{port}`` stands for the port. ``environment`` is
+    added to our own.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Gpooler:
         postgres: Postgres | None = None,
         *,
         rule: Config | None = None,
+        listener: Config | None = None,
         config: Config | None = None,
         text: str | None = None,
         environment: Mapping[str, str] | None = None,
@@ -98,7 +100,9 @@ class Gpooler:
         if text is None:
             if postgres is None:
                 raise TypeError("a Gpooler needs a Postgres, or the text of its configuration")
-            text = toml.dumps(merge(basic_config(postgres, self.port, rule or {}), config or {}))
+            basic = basic_config(postgres, self.port, rule or {})
+            basic["listen"][0].update(listener or {})
+            text = toml.dumps(merge(basic, config or {}))
         else:
             text = text.replace("{port}", str(self.port))
         workers = toml.loads(text).get("performance", {}).get("workers", "auto")

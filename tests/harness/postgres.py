@@ -128,8 +128,10 @@ class Postgres:
     ::1, a Unix socket in ``socket_dir``.
     """
 
-    def __init__(self, version: int = 15, port: int | None = None, **settings: str) -> None:
+    def __init__(self, version: int = 15, port: int | None = None, hba: str = HBA, **settings: str) -> None:
+        """``hba`` is its pg_hba.conf."""
         self.version = version
+        self._hba = hba
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.settings = {**SETTINGS, **settings}
@@ -145,6 +147,15 @@ class Postgres:
         if self._account is not None:
             os.chown(self.directory, self._account.uid, self._account.gid)
 
+    def own(self, source: str, name: str) -> str:
+        """A copy of a file that only the server may read: the path."""
+        copy = self.directory / name
+        copy.touch(mode=0o600)
+        copy.write_bytes(Path(source).read_bytes())
+        if self._account is not None:
+            os.chown(copy, self._account.uid, self._account.gid)
+        return str(copy)
+
     # life
 
     def create(self) -> None:
@@ -153,7 +164,7 @@ class Postgres:
             "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync",
             f"--pgdata={self.data}",
         )  # fmt: skip
-        (self.data / "pg_hba.conf").write_text(HBA)
+        (self.data / "pg_hba.conf").write_text(self._hba)
         self.start()
         self.query(ROLES)
         self.query("CREATE DATABASE app")

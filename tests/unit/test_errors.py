@@ -9,6 +9,9 @@ from gpooler import errors
 EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.ProtocolViolation("invalid startup packet"), "FATAL", "08P01"),
     (errors.LoginTimeout(15000), "FATAL", "08P01"),
+    (errors.TlsRequired(), "FATAL", "08P01"),
+    (errors.TlsFailed(cause="unexpected message"), "FATAL", "08P01"),
+    (errors.CertificateNeedsTls(), "FATAL", "28000"),
     (errors.FeatureNotSupported("replication connections are not supported"), "FATAL", "0A000"),
     (errors.InvalidArguments("invalid command-line argument"), "FATAL", "42601"),
     (errors.InvalidParameterValue('invalid value for parameter "replication"'), "FATAL", "22023"),
