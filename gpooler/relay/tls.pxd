@@ -12,7 +12,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef enum:
     RECORD = 16384              # plain bytes of one TLS record
     RECORD_MORE = 512           # its header, tag and padding, and a message or two that go with it
-    FAT = 12288                 # a BIO that has held so much keeps the memory until it is replaced
+    FAT = 2048                  # a BIO that has held so much keeps the memory until it is replaced
 
 
 cdef enum TlsResult:            # of tls_read, where it is no number of bytes

@@ -181,6 +181,7 @@ cdef class TlsSession:
         if self.tls == NULL:
             raise MemoryError
         self.facts = facts
+        self.slim()             # a handshake is larger than most of what follows
 
     def __dealloc__(self):
         if self.tls != NULL:
