@@ -1,11 +1,13 @@
 """What is measured. A case runs against a target and returns named numbers."""
 
 import math
+import os
 import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +84,29 @@ def prepare(postgres: Postgres, effort: Effort) -> None:
     )
 
 
-def run_program(name: str, *arguments: str, timeout: float = 600, stdin: Path | None = None) -> str:
-    """Standard output of a client program; raises Unmeasured when it fails or hangs."""
+def run_program(
+    name: str,
+    *arguments: str,
+    timeout: float = 600,
+    stdin: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Standard output of a client program; raises Unmeasured when it fails or hangs.
+
+    ``environment`` is added to our own.
+    """
     command = [find_program(name), *arguments]
     with ExitStack() as stack:
         source = stack.enter_context(stdin.open("rb")) if stdin else subprocess.DEVNULL
         try:
-            done = subprocess.run(command, stdin=source, capture_output=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                command,
+                stdin=source,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env={**os.environ, **(environment or {})},
+            )
         except subprocess.TimeoutExpired:
             raise Unmeasured(f"{name} hung") from None
     if done.returncode:
@@ -135,6 +153,37 @@ def selects(mode: str, clients: int, setting: Setting = PLAIN) -> Case:
 def tpcb(target: Target, effort: Effort) -> Numbers:
     """Seven statements a transaction, on rows that clients fight for."""
     return pgbench(target, effort, 50, sampled=1.0)
+
+
+def differing(clients: int) -> Case:
+    """Clients of four applications, each with its own name and time zone, in one pool."""
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        zones = ("UTC", "Europe/Paris", "Asia/Tokyo", "America/Lima")
+        with ThreadPoolExecutor(len(zones)) as pool:
+
+            def each(seconds: float) -> list[str]:
+                options = ["--no-vacuum", f"--client={clients // len(zones)}", "--jobs=1", "--select-only"]
+                runs = [
+                    pool.submit(
+                        run_program,
+                        "pgbench",
+                        *options,
+                        f"--time={seconds:g}",
+                        f"{target.dsn} application_name=app{number}",
+                        environment={"PGTZ": zone},
+                    )
+                    for number, zone in enumerate(zones)
+                ]
+                return [line for one in runs for line in one.result().splitlines()]
+
+            each(1)
+            with _Cost(target) as cost:
+                lines = each(effort.seconds)
+        done = sum(int(line.split(":")[1].split("/")[0]) for line in lines if "actually processed" in line)
+        return {"tps": done / cost.seconds, "cpu_us_per_tx": cost.cpu / done}
+
+    return Case(f"params-{clients}", run, without=DIRECT)
 
 
 def two_workers(target: Target, effort: Effort) -> Numbers:
@@ -269,6 +318,8 @@ def idle(count: int, setting: Setting = PLAIN) -> Case:
 
 CASES: Final = (
     *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
+    differing(16),
+    differing(100),
     Case("tpcb-50", tpcb),
     Case("two-workers-16", two_workers, Setting(workers=2), OTHERS),
     loaded(1),
