@@ -20,7 +20,8 @@ from gpooler.relay.scanner cimport (
     EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    session_owner,
 )
 from gpooler.relay.sql cimport sql_is_begin
 from gpooler.relay.system cimport SHUT_WR, close, shutdown
@@ -208,6 +209,10 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         e.copy_from = data
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
+    if c.flags & NEEDS_DEPLOY and s != NULL and is_only_asked(c, s):
+        c.flags |= IS_BLOCKED           # the deploy goes first, and that behind the answer
+        hold(e, &c.conn, data, size)
+        return
     if c.flags & NEEDS_DEPLOY and s != NULL and can_deploy(c, s):
         c.flags &= ~<uint32_t> NEEDS_DEPLOY
         deploy_begin(e, c, s)
@@ -531,6 +536,12 @@ cdef void pin_in_passing(Engine* e, Client* c, uint16_t effects) noexcept nogil:
 cdef inline bint can_deploy(Client* c, Server* s) noexcept nogil:
     """Whether the client's parameters can go to its server before what it sends now."""
     return session_is_idle(&s.session) and s.session.status != c'E' and c.conn.rx.left == 0
+
+
+cdef inline bint is_only_asked(Client* c, Server* s) noexcept nogil:
+    """Whether all that runs is our question, and the client begins a message."""
+    return (session_owner(&s.session) == OWNER_ASK and s.session.length == 1 and s.session.tail == 0
+            and c.conn.rx.left == 0)
 
 
 cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
