@@ -249,6 +249,7 @@ class Worker:
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
             maintain_params=rule.maintain_params and not route.is_replication,
+            adds_host=rule.maintain_params and rule.application_name_add_host and not route.is_replication,
             defers_begin=self._config.routing.virtual_transaction,
             has_prepared=rule.pool_reserve_prepared_statement,
             max_copies=rule.max_prepared_statements,

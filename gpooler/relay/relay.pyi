@@ -22,6 +22,7 @@ class Relay:
         can_rollback: bool,
         attach_check: bool,
         maintain_params: bool,
+        adds_host: bool,
         defers_begin: bool,
         has_prepared: bool,
         max_copies: int,

@@ -207,8 +207,8 @@ cdef class Relay:
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, bint is_dedicated=False, discard,
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
-                   bint defers_begin, bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes,
-                   uint8_t session_state,
+                   bint adds_host, bint defers_begin, bint has_prepared, uint32_t max_copies,
+                   uint64_t max_names_bytes, uint8_t session_state,
                    bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
@@ -241,6 +241,7 @@ cdef class Relay:
         r.can_rollback = can_rollback
         r.attach_check = attach_check
         r.maintain_params = maintain_params
+        r.adds_host = adds_host
         r.defers_begin = defers_begin and mode == MODE_TRANSACTION
         r.has_prepared = has_prepared and mode != MODE_SESSION
         r.max_copies = max_copies
