@@ -298,7 +298,12 @@ class Routing(Section):
     external_auth_socket_path: Str = not_built(
         "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
     )
-    virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
+    virtual_processing: Bool = option(
+        False,
+        "SHOW, SET and RESET of odyssey.target_session_attrs (or gpooler.…) are answered here, with a "
+        "notice. Its one value is any.",
+        reload=Reload.RESTART,
+    )
     virtual_transaction: Bool = option(
         False,
         "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "

@@ -17,7 +17,7 @@ from gpooler.broker.codec import ChannelProtocolError, Codec, Message
 from gpooler.client import peers
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.clients import Clients, wait_notices
+from gpooler.client.clients import Clients, virtual_answers, wait_notices
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
@@ -273,6 +273,9 @@ class Worker:
             transaction_timeout_s=rule.transaction_timeout,
             notice_after_ms=rule.pool_notice_after_waiting_ms,
             notices=wait_notices(),
+            virtual_answers=virtual_answers()
+            if self._config.routing.virtual_processing and not route.is_replication
+            else (),
         )
         self._servers.routes[route_id] = route
         self._routes[key] = route

@@ -153,9 +153,9 @@ cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
     cdef const char* begun = b"Z\x00\x00\x00\x05T"
     cdef const char* failed = b"Z\x00\x00\x00\x05E"
-    if c.flags & HAS_FAILED:
+    if c.flags & HAS_FAILED or c.server != NULL and c.server.session.status == c'E':
         ready = failed
-    elif c.flags & HAS_BEGUN:
+    elif c.flags & HAS_BEGUN or c.server != NULL and c.server.session.status == c'T':
         ready = begun
     if c.conn.state == CLIENT_IDLE:
         move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
@@ -200,7 +200,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Route* r = c.conn.route
     cdef bint ended = False
     cdef int handling
-    cdef uint8_t reason
+    cdef uint8_t reason, virtual
     cdef unsigned char* text
     out_begin(e)
     e.has_begin = False
@@ -284,6 +284,24 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.conn.rx.kind = kind
                 if c.conn.rx.left:
                     c.flags |= IS_DROPPING
+                continue
+        if r.has_virtual and (kind == c'Q' or kind == c'P') and length < VIRTUAL_MOST:
+            if <size_t> (end - p) <= length:
+                break
+            virtual = virtual_kind(c, s, p, length)
+            if virtual:
+                if s != NULL:
+                    if not send_run(e, c, s, run, p, end, fresh) or await_answers(e, c, s, p, end):
+                        return
+                    fresh = NULL
+                if refuse_virtual(e, c, s, virtual, p, end) or not answer_virtual(e, c, s, virtual, p, end):
+                    return
+                if r.log_query:
+                    put_text(e, &c.conn, p + HEADER, length - 4)
+                p += length + 1
+                run = p
+                if e.copy_from != NULL:
+                    e.copy_from = p
                 continue
         if (r.mode == MODE_STATEMENT or r.session_state == STATE_REFUSE) and (kind == c'Q' or kind == c'P'):
             # Looked at before a byte goes out: the whole message, up to a chunk.
@@ -755,7 +773,7 @@ cdef void inject_now(Engine* e, Client* c) noexcept nogil:
     if c.flags & TEXT_THEN_SKIP:
         c.flags &= ~<uint32_t> (TEXT_THEN_SKIP | IS_HELD)
         c.flags |= IS_SKIPPING
-        if c.flags & HAS_BEGUN:
+        if c.flags & HAS_BEGUN and c.conn.reason != REASON_NONE:
             c.flags |= HAS_FAILED
         c.conn.reason = REASON_NONE
         client_work(e, c)

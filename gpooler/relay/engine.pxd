@@ -304,6 +304,7 @@ cdef struct Route:
     uint8_t log_query
     uint8_t adds_host           # to every application_name
     uint8_t defers_begin        # BEGIN takes no server
+    uint8_t has_virtual         # answers `virtual_answers`
     uint8_t has_prepared        # named prepared statements go with the client from server to server
     uint8_t session_state       # StateMode
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
@@ -333,6 +334,7 @@ cdef struct Route:
     Text notice_waiting         # a whole message
     Text notice_served          # the body of one up to a number of milliseconds …
     Text notice_served_end      # … and behind it
+    Text virtual_answers[4]     # to each sql.Virtual that has one, without ReadyForQuery
     Conn* unnoticed             # in the queue; all before it were told that they wait
     uint64_t last_wait_us       # somebody waited
     uint64_t* words

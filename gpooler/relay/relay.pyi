@@ -46,6 +46,7 @@ class Relay:
         transaction_timeout_s: int,
         notice_after_ms: int,
         notices: tuple[bytes, bytes, bytes],
+        virtual_answers: tuple[bytes, ...],
     ) -> None: ...
     def set_keep(self, route_id: int, count: int) -> None: ...
     def adopt_client(

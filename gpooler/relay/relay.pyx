@@ -214,14 +214,15 @@ cdef class Relay:
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
                    uint64_t idle_timeout_s,
                    uint64_t idle_in_transaction_s, uint64_t query_timeout_s, uint64_t transaction_timeout_s,
-                   int64_t notice_after_ms, tuple notices):
+                   int64_t notice_after_ms, tuple notices, tuple virtual_answers):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never.
 
         ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
         ``discard_query`` does that; ``keeps_copies``: it spares prepared statements, ``resets_parameters``:
         it resets all parameters, each for certain. ``notices`` for clients
         that wait, unless ``notice_after_ms`` is negative: a message when they do, and, for when they have
-        got a server, the body of one in two parts around the number of milliseconds.
+        got a server, the body of one in two parts around the number of milliseconds. ``virtual_answers``:
+        none, or the texts for each sql.Virtual.
         """
         cdef Route* r
         cdef Command* command
@@ -269,6 +270,9 @@ cdef class Relay:
             keep_text(&r.notice_waiting, notices[0])
             keep_text(&r.notice_served, notices[1])
             keep_text(&r.notice_served_end, notices[2])
+        r.has_virtual = len(virtual_answers) > 0
+        for i in range(len(virtual_answers)):
+            keep_text(&r.virtual_answers[i], virtual_answers[i])
         r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
         r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
         r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE

@@ -36,7 +36,8 @@ class House:
             pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000, keep=0,
             discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True,
             drops_old_plans=False, query_timeout_s=0,
-            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""), **limits,
+            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""),
+            virtual_answers=(), **limits,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)
         self.sockets = []
