@@ -77,9 +77,9 @@ cdef void untouch(Server* s) noexcept nogil:
     s.flags &= ~<uint32_t> (HAS_RESETS | TOUCHED_FAILED)
 
 
-cdef bint is_reset(Server* s, const unsigned char* name, uint32_t size) noexcept nogil:
-    """Whether the last statement about this setting led it back to where the session began."""
-    cdef uint32_t at = 0, length
+cdef bint is_reset(Server* s, const unsigned char* name, uint32_t size, uint32_t at = 0) noexcept nogil:
+    """Whether the last statement about this setting, from `at` on, led it back to where the session began."""
+    cdef uint32_t length
     cdef bint result = False
     cdef uint8_t kind
     while at < s.touched_size:
@@ -221,6 +221,9 @@ cdef void forget_resets(Server* s, bint is_over, ParamSet* had) noexcept nogil:
     while at < s.touched_size:
         kind = s.touched[at]
         length = <uint32_t> strlen(<char*> s.touched + at + 1)
+        if is_over and kind == SETTING_SET and is_reset(s, s.touched + at + 1, length, at):
+            at += length + 2                # what it set is gone again
+            continue
         if kind == SETTING_SET or kind == SETTING_RESET and not is_over:
             if to != at:
                 for i in range(length + 2):

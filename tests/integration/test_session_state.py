@@ -456,6 +456,22 @@ def test_a_reset_is_followed_by_the_clients_own_values_while_the_server_is_asked
             assert client.query("SHOW work_mem") == [["7MB"]]
 
 
+def test_what_is_set_and_reset_at_once_is_the_clients_own_again(pool: Gpooler, send: Send) -> None:
+    with pool.raw().login(options="-c work_mem=7MB") as client, pool.raw().login() as other:
+        for sql in (
+            "SET work_mem = '5MB'; RESET work_mem",
+            "SET work_mem = '5MB'; SET my.thing = 'x'; RESET ALL",
+            "BEGIN; SET work_mem = '5MB'; RESET work_mem; COMMIT",
+        ):
+            client.query(sql)
+            for _ in range(2):
+                client.send(send("SHOW work_mem"))
+                assert client.rows() == [["7MB"]], sql
+                assert other.query("SHOW work_mem") == [["4MB"]]
+        client.query("RESET work_mem; SET work_mem = '5MB'")
+        assert client.query("SHOW work_mem") == [["5MB"]]
+
+
 def test_what_a_block_resets_is_gone(pool: Gpooler) -> None:
     with pool.raw().login() as client:
         client.query("SET work_mem = '5MB'; SET my.thing = 'x'")
