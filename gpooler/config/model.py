@@ -293,7 +293,9 @@ class Routing(Section):
     )
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
     smart_search_path_enquoting: Bool = ignored(
-        False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
+        False,
+        "Quote each element of search_path.",
+        "gpooler always does: each server gets the elements that the client or its rule gave",
     )
     external_auth_socket_path: Str = not_built(
         "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
