@@ -168,6 +168,48 @@ class SessionStateRefusal(ClientFault):
         )
 
 
+class TargetNotBuilt(ClientFault):
+    """SET target_session_attrs to a kind of hosts that is not chosen yet."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            'target_session_attrs other than "any" is not built yet',
+            hint="A storage has one host.",
+            cause=cause,
+        )
+
+
+class TargetInvalid(ClientFault):
+    """SET target_session_attrs to what is no kind of hosts."""
+
+    sqlstate = "22023"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            'invalid value for parameter "target_session_attrs"',
+            hint="Available values: any, read-write, read-only, prefer-standby.",
+            cause=cause,
+        )
+
+
+class VirtualRefusal(ClientFault):
+    """What gpooler would answer itself, in a form that it does not."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            "target_session_attrs of gpooler is shown and set by a simple query of its own only",
+            hint="Send one statement, without parameters, by the simple query protocol.",
+            cause=cause,
+        )
+
+
 class PreparedStatementRefusal(ClientFault):
     """A named prepared statement where the pool cannot keep it."""
 

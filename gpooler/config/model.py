@@ -292,12 +292,19 @@ class Routing(Section):
     )
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
     smart_search_path_enquoting: Bool = ignored(
-        False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
+        False,
+        "Quote each element of search_path.",
+        "gpooler always does: each server gets the elements that the client or its rule gave",
     )
     external_auth_socket_path: Str = not_built(
         "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
     )
-    virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
+    virtual_processing: Bool = option(
+        False,
+        "SHOW, SET and RESET of odyssey.target_session_attrs (or gpooler.…) are answered here, with a "
+        "notice. Its one value is any.",
+        reload=Reload.RESTART,
+    )
     virtual_transaction: Bool = option(
         False,
         "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "

@@ -149,7 +149,8 @@ class RuleBody(Section):
     )
     application_name_add_host: Bool = option(
         False,
-        "Show the client's address behind the application_name that it logs in with.",
+        "Show the client's address behind its application_name, from the login on and behind every name that "
+        "it gives itself.",
         reload=Reload.RULE,
     )
     maintain_params: Bool = option(

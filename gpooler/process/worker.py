@@ -17,7 +17,7 @@ from gpooler.broker.codec import ChannelProtocolError, Codec, Message
 from gpooler.client import peers
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.clients import Clients, wait_notices
+from gpooler.client.clients import Clients, virtual_answers, wait_notices
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
@@ -259,6 +259,7 @@ class Worker:
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
             maintain_params=rule.maintain_params and not route.is_replication,
+            adds_host=rule.maintain_params and rule.application_name_add_host and not route.is_replication,
             defers_begin=self._config.routing.virtual_transaction,
             has_prepared=rule.pool_reserve_prepared_statement,
             max_copies=rule.max_prepared_statements,
@@ -282,6 +283,9 @@ class Worker:
             transaction_timeout_s=rule.transaction_timeout,
             notice_after_ms=rule.pool_notice_after_waiting_ms,
             notices=wait_notices(),
+            virtual_answers=virtual_answers()
+            if self._config.routing.virtual_processing and not route.is_replication
+            else (),
         )
         self._servers.routes[route_id] = route
         self._routes[key] = route

@@ -20,7 +20,8 @@ from gpooler.relay.scanner cimport (
     EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    session_owner,
 )
 from gpooler.relay.sql cimport sql_is_begin
 from gpooler.relay.system cimport close
@@ -148,9 +149,9 @@ cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
     cdef const char* begun = b"Z\x00\x00\x00\x05T"
     cdef const char* failed = b"Z\x00\x00\x00\x05E"
-    if c.flags & HAS_FAILED:
+    if c.flags & HAS_FAILED or c.server != NULL and c.server.session.status == c'E':
         ready = failed
-    elif c.flags & HAS_BEGUN:
+    elif c.flags & HAS_BEGUN or c.server != NULL and c.server.session.status == c'T':
         ready = begun
     if c.conn.state == CLIENT_IDLE:
         move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
@@ -195,7 +196,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Route* r = c.conn.route
     cdef bint ended = False
     cdef int handling
-    cdef uint8_t reason
+    cdef uint8_t reason, virtual
     cdef unsigned char* text
     out_begin(e)
     e.has_begin = False
@@ -204,6 +205,10 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         e.copy_from = data
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
+    if c.flags & NEEDS_DEPLOY and s != NULL and is_only_asked(c, s):
+        c.flags |= IS_BLOCKED           # the deploy goes first, and that behind the answer
+        hold(e, &c.conn, data, size)
+        return
     if c.flags & NEEDS_DEPLOY and s != NULL and can_deploy(c, s):
         c.flags &= ~<uint32_t> NEEDS_DEPLOY
         deploy_begin(e, c, s)
@@ -275,6 +280,24 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.conn.rx.kind = kind
                 if c.conn.rx.left:
                     c.flags |= IS_DROPPING
+                continue
+        if r.has_virtual and (kind == c'Q' or kind == c'P') and length < VIRTUAL_MOST:
+            if <size_t> (end - p) <= length:
+                break
+            virtual = virtual_kind(c, s, p, length)
+            if virtual:
+                if s != NULL:
+                    if not send_run(e, c, s, run, p, end, fresh) or await_answers(e, c, s, p, end):
+                        return
+                    fresh = NULL
+                if refuse_virtual(e, c, s, virtual, p, end) or not answer_virtual(e, c, s, virtual, p, end):
+                    return
+                if r.log_query:
+                    put_text(e, &c.conn, p + HEADER, length - 4)
+                p += length + 1
+                run = p
+                if e.copy_from != NULL:
+                    e.copy_from = p
                 continue
         if (r.mode == MODE_STATEMENT or r.session_state == STATE_REFUSE) and (kind == c'Q' or kind == c'P'):
             # Looked at before a byte goes out: the whole message, up to a chunk.
@@ -528,6 +551,12 @@ cdef inline bint can_deploy(Client* c, Server* s) noexcept nogil:
     return session_is_idle(&s.session) and s.session.status != c'E' and c.conn.rx.left == 0
 
 
+cdef inline bint is_only_asked(Client* c, Server* s) noexcept nogil:
+    """Whether all that runs is our question, and the client begins a message."""
+    return (session_owner(&s.session) == OWNER_ASK and s.session.length == 1 and s.session.tail == 0
+            and c.conn.rx.left == 0)
+
+
 cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
     """A message that is none: the client gets 08P01 and is closed; its server is brought back."""
     c.flags &= ~<uint32_t> (IS_SCANNING | IS_DROPPING)
@@ -740,7 +769,7 @@ cdef void inject_now(Engine* e, Client* c) noexcept nogil:
     if c.flags & TEXT_THEN_SKIP:
         c.flags &= ~<uint32_t> (TEXT_THEN_SKIP | IS_HELD)
         c.flags |= IS_SKIPPING
-        if c.flags & HAS_BEGUN:
+        if c.flags & HAS_BEGUN and c.conn.reason != REASON_NONE:
             c.flags |= HAS_FAILED
         c.conn.reason = REASON_NONE
         client_work(e, c)

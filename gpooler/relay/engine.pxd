@@ -127,6 +127,7 @@ cdef enum ClientFlag:
     HAS_PARSED = 1048576        # HAS_UNBOUND, and a Parse since was answered
     HAS_BEGUN = 2097152         # its BEGIN was answered and goes to its next server
     HAS_FAILED = 4194304        # HAS_BEGUN, and a request since was refused: its transaction counts as failed
+    HAS_BARE_NAME = 8388608     # gave itself an application_name, to which its host is to be added
 
 
 cdef enum ServerFlag:
@@ -305,7 +306,9 @@ cdef struct Route:
     uint8_t is_dedicated        # a server is opened for one client and ends with it; mode is MODE_SESSION
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
+    uint8_t adds_host           # to every application_name
     uint8_t defers_begin        # BEGIN takes no server
+    uint8_t has_virtual         # answers `virtual_answers`
     uint8_t has_prepared        # named prepared statements go with the client from server to server
     uint8_t session_state       # StateMode
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
@@ -335,6 +338,7 @@ cdef struct Route:
     Text notice_waiting         # a whole message
     Text notice_served          # the body of one up to a number of milliseconds …
     Text notice_served_end      # … and behind it
+    Text virtual_answers[4]     # to each sql.Virtual that has one, without ReadyForQuery
     Conn* unnoticed             # in the queue; all before it were told that they wait
     uint64_t last_wait_us       # somebody waited
     uint64_t* words

@@ -51,6 +51,7 @@ class SqlReading(TypedDict):
     forgets_all: bool
     changes_lexis: bool
 
+def read_virtual(text: bytes, *, is_conforming: bool = True, is_multibyte: int = 0) -> int: ...
 def read_sql(text: bytes, *, is_conforming: bool = True, is_multibyte: int = 0) -> SqlReading: ...
 
 class QueueProbe:

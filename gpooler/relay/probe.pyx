@@ -21,7 +21,7 @@ from gpooler.relay.session cimport (
     session_owner,
     session_ready,
 )
-from gpooler.relay.sql cimport Reading, sql_read
+from gpooler.relay.sql cimport Reading, sql_read, sql_virtual
 
 
 cdef class SessionProbe:
@@ -151,6 +151,12 @@ cdef class ScanProbe:
     def size(self):
         """Bytes of state that a scanner takes."""
         return sizeof(Scan)
+
+
+def read_virtual(bytes text not None, *, bint is_conforming=True, int is_multibyte=0):
+    """Which request to gpooler itself a text is (relay/sql.pxd: Virtual), or begins with."""
+    return sql_virtual(<const unsigned char*> PyBytes_AS_STRING(text), <uint32_t> len(text), is_conforming,
+                       <uint8_t> is_multibyte)
 
 
 def read_sql(bytes text not None, *, bint is_conforming=True, int is_multibyte=0):

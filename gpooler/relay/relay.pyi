@@ -23,6 +23,7 @@ class Relay:
         can_rollback: bool,
         attach_check: bool,
         maintain_params: bool,
+        adds_host: bool,
         defers_begin: bool,
         has_prepared: bool,
         max_copies: int,
@@ -46,6 +47,7 @@ class Relay:
         transaction_timeout_s: int,
         notice_after_ms: int,
         notices: tuple[bytes, bytes, bytes],
+        virtual_answers: tuple[bytes, ...],
     ) -> None: ...
     def set_keep(self, route_id: int, count: int) -> None: ...
     def adopt_client(

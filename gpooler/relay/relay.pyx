@@ -208,21 +208,22 @@ cdef class Relay:
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, bint is_dedicated=False, discard,
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
-                   bint defers_begin, bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes,
-                   uint8_t session_state,
+                   bint adds_host, bint defers_begin, bint has_prepared, uint32_t max_copies,
+                   uint64_t max_names_bytes, uint8_t session_state,
                    bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
                    uint64_t idle_timeout_s,
                    uint64_t idle_in_transaction_s, uint64_t query_timeout_s, uint64_t transaction_timeout_s,
-                   int64_t notice_after_ms, tuple notices):
+                   int64_t notice_after_ms, tuple notices, tuple virtual_answers):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never.
 
         ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
         ``discard_query`` does that; ``keeps_copies``: it spares prepared statements, ``resets_parameters``:
         it resets all parameters, each for certain. ``notices`` for clients
         that wait, unless ``notice_after_ms`` is negative: a message when they do, and, for when they have
-        got a server, the body of one in two parts around the number of milliseconds.
+        got a server, the body of one in two parts around the number of milliseconds. ``virtual_answers``:
+        none, or the texts for each sql.Virtual.
         """
         cdef Route* r
         cdef Command* command
@@ -242,6 +243,7 @@ cdef class Relay:
         r.can_rollback = can_rollback
         r.attach_check = attach_check
         r.maintain_params = maintain_params
+        r.adds_host = adds_host
         r.defers_begin = defers_begin and mode == MODE_TRANSACTION
         r.has_prepared = has_prepared and mode != MODE_SESSION
         r.max_copies = max_copies
@@ -269,6 +271,9 @@ cdef class Relay:
             keep_text(&r.notice_waiting, notices[0])
             keep_text(&r.notice_served, notices[1])
             keep_text(&r.notice_served_end, notices[2])
+        r.has_virtual = len(virtual_answers) > 0
+        for i in range(len(virtual_answers)):
+            keep_text(&r.virtual_answers[i], virtual_answers[i])
         r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
         r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
         r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE

@@ -220,6 +220,10 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             gather_end(e, &s.conn)
             if c != NULL:
                 gather_end(e, &c.conn)
+            if answered == OWNER_CLIENT and c != NULL and c.flags & HAS_BARE_NAME and p[HEADER] == c'I':
+                is_gone = is_gone or not (to_client(e, c, pieces, &count, run, p)
+                                          and flush_pieces(e, c, pieces, &count) and add_host(e, c))
+                run = p
             if answered == OWNER_CLIENT:
                 r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
                 s.query_us = e.now_us

@@ -558,6 +558,73 @@ cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil:
     return x.kind == TOKEN_END
 
 
+cdef uint8_t _virtual_name(Lexer* x) noexcept nogil:
+    """This token begins one of the names: its SHOW; the token behind it is read."""
+    cdef uint8_t kind = VIRTUAL_NONE
+    if _is_named(x, b"odyssey.target_session_attrs") or _is_named(x, b"gpooler.target_session_attrs"):
+        kind = VIRTUAL_SHOW_ODYSSEY if _lower(x.start[0]) == c'o' else VIRTUAL_SHOW_GPOOLER
+    elif _is_named(x, b"odyssey") or _is_named(x, b"gpooler"):
+        kind = VIRTUAL_SHOW_ODYSSEY if _lower(x.start[0]) == c'o' else VIRTUAL_SHOW_GPOOLER
+        _next(x)
+        if x.byte != c'.':
+            return VIRTUAL_NONE
+        _next(x)
+        if not _is_named(x, b"target_session_attrs"):
+            return VIRTUAL_NONE
+    _next(x)
+    return kind
+
+
+cdef uint8_t _virtual_value(Lexer* x) noexcept nogil:
+    """The value that SET gives; the token behind it is read."""
+    cdef uint8_t kind = VIRTUAL_INVALID
+    cdef bint is_string = x.kind == TOKEN_STRING or x.kind == TOKEN_IDENT
+    if is_string and not x.is_plain or not is_string and x.kind != TOKEN_WORD:
+        return VIRTUAL_INVALID
+    if _same(x.start, x.size, b"any") or not is_string and _same(x.start, x.size, b"default"):
+        kind = VIRTUAL_SET
+    elif is_string and (_same(x.start, x.size, b"read-write") or _same(x.start, x.size, b"read-only")
+                        or _same(x.start, x.size, b"prefer-standby")):
+        kind = VIRTUAL_UNBUILT
+    _next(x)
+    return kind
+
+
+cdef uint8_t sql_virtual(const unsigned char* text, uint32_t size, bint is_conforming,
+                         uint8_t is_multibyte) noexcept nogil:
+    cdef Lexer x
+    cdef uint8_t kind
+    cdef bint is_show, is_reset
+    memset(&x, 0, sizeof(Lexer))
+    x.p = text
+    x.end = text + size
+    x.is_conforming = is_conforming
+    x.is_multibyte = is_multibyte
+    _next(&x)
+    is_show = _is(&x, b"show")
+    is_reset = _is(&x, b"reset")
+    if not is_show and not is_reset and not _is(&x, b"set"):
+        return VIRTUAL_NONE
+    _next(&x)
+    if not is_show and not is_reset and (_is(&x, b"session") or _is(&x, b"local")):
+        _next(&x)
+    kind = _virtual_name(&x)
+    if kind == VIRTUAL_NONE:
+        return VIRTUAL_NONE
+    if is_reset:
+        kind = VIRTUAL_RESET
+    elif not is_show:
+        if x.byte != c'=' and not _is(&x, b"to"):
+            return VIRTUAL_UNCLEAR
+        _next(&x)
+        kind = _virtual_value(&x)
+        if kind == VIRTUAL_INVALID:
+            return kind
+    while x.byte == c';':
+        _next(&x)
+    return kind if x.kind == TOKEN_END else VIRTUAL_UNCLEAR
+
+
 cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint is_conforming,
                    uint8_t is_multibyte) noexcept nogil:
     cdef Lexer x
