@@ -109,9 +109,10 @@ def keep(fuzzer: Path, target: str) -> None:
     corpus, fresh = CORPUS / target, TREE / "merged" / target
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
+    # of texts the edges alone: how often each was passed would keep ten times as many
+    counters = f"-use_counters={int(target not in TEXTS)}"
     subprocess.run(
-        # edges alone: how often each was passed would keep ten times as many
-        command(fuzzer, target, "-set_cover_merge=1", "-use_counters=0", fresh, FOUND / target, corpus),
+        command(fuzzer, target, "-set_cover_merge=1", counters, fresh, FOUND / target, corpus),
         cwd=ROOT, check=True, capture_output=True, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
     )  # fmt: skip
     shutil.rmtree(corpus)
