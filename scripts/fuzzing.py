@@ -26,6 +26,7 @@ DICTIONARY: Final = HERE / "sql.dict"
 TEXTS: Final = ("scanner", "sql")  # their inputs are SQL; those of the others are acts
 MOST_BYTES: Final = {"scanner": 256, "sql": 256, "queue": 64}
 MOST_BYTES_ELSE: Final = 160
+MOST_INPUTS: Final = 80  # kept of a target, where more would only pass the same edges more often
 HANGS_S: Final = 10
 PROGRESS_S: Final = 10
 STATUS: Final = re.compile(rb"^#(\d+)\t.*cov: (\d+)", re.MULTILINE)
@@ -105,22 +106,25 @@ def fuzz(fuzzer: Path, target: str, seconds: int) -> bool:
 
 
 def keep(fuzzer: Path, target: str) -> None:
-    """Make the corpus of a target anew, as few and as short inputs as reach all that was reached."""
+    """Make the corpus of a target anew: what reaches every edge, then what passes them more often."""
     corpus, fresh = CORPUS / target, TREE / "merged" / target
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    # of texts the edges alone: how often each was passed would keep ten times as many
-    counters = f"-use_counters={int(target not in TEXTS)}"
-    subprocess.run(
-        command(fuzzer, target, "-set_cover_merge=1", counters, fresh, FOUND / target, corpus),
-        cwd=ROOT, check=True, capture_output=True, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
-    )  # fmt: skip
+    chosen: list[Path] = []
+    for is_counted in (0, 1):
+        options = ("-set_cover_merge=1", f"-use_counters={is_counted}", fresh, FOUND / target, corpus)
+        subprocess.run(
+            command(fuzzer, target, *options),
+            cwd=ROOT, check=True, capture_output=True, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
+        )  # fmt: skip
+        more = sorted(set(fresh.iterdir()) - set(chosen), key=lambda path: -path.stat().st_size)
+        chosen += more[: MOST_INPUTS - len(chosen)] if is_counted else more
+    contents = [path.read_bytes() for path in chosen]
     shutil.rmtree(corpus)
     corpus.mkdir()
-    for path in fresh.iterdir():
-        data = path.read_bytes()
+    for data in contents:
         (corpus / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
-    say(f"{target}: {len(list(corpus.iterdir()))} inputs kept")
+    say(f"{target}: {len(contents)} inputs kept")
 
 
 def main() -> int:
