@@ -118,7 +118,7 @@ def keep(fuzzer: Path, target: str) -> None:
             cwd=ROOT, check=True, capture_output=True, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
         )  # fmt: skip
         more = sorted(set(fresh.iterdir()) - set(chosen), key=lambda path: -path.stat().st_size)
-        chosen += more[: MOST_INPUTS - len(chosen)] if is_counted else more
+        chosen += more[: MOST_INPUTS - len(chosen)]
     contents = [path.read_bytes() for path in chosen]
     shutil.rmtree(corpus)
     corpus.mkdir()
