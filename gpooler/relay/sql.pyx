@@ -1,7 +1,7 @@
 """What a whole SQL text does to its session; the design is in the .pxd."""
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memset, strlen
+from libc.string cimport memchr, memset, strlen
 
 from gpooler.relay.scanner cimport (
     EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SET, EFFECT_TEMP,
@@ -117,9 +117,9 @@ cdef void _dollar(Lexer* x) noexcept nogil:
     cdef const unsigned char* at
     cdef uint32_t size, i
     while x.p < x.end and (_is_start(x.p[0]) or (c'0' <= x.p[0] <= c'9' and x.p > tag)):
-        x.p += 1
+        _step(x)
     if x.p == x.end or x.p[0] != c'$':
-        x.p = tag
+        # A tag without its end stays part of the token, as in the scanner: PostgreSQL refuses the text.
         while x.p < x.end and c'0' <= x.p[0] <= c'9':
             x.p += 1
         x.kind = TOKEN_OTHER
@@ -210,7 +210,7 @@ cdef bint _is(Lexer* x, const char* word) noexcept nogil:
 cdef bint _is_named(Lexer* x, const char* name) noexcept nogil:
     """Whether the token is this name of lower-case letters, with or without quotes."""
     cdef uint32_t i
-    if x.kind != TOKEN_IDENT or x.size != strlen(name):
+    if x.kind != TOKEN_IDENT or not x.is_plain or x.size != strlen(name):
         return _is(x, name)
     for i in range(x.size):
         if x.start[i] != <unsigned char> name[i]:
@@ -506,7 +506,7 @@ cdef void _statement(Lexer* x, Reading* self) noexcept nogil:
         _next(x)
         before = x[0]
         _next(x)
-        if not _is(&before, b"transaction") or x.kind != TOKEN_STRING:
+        if not _is(&before, b"transaction") or _is(x, b"as") or x.byte == c'(':
             x[0] = before
             _prepared(x, self, NAME_PREPARE)
     elif _is(x, b"execute"):
@@ -541,11 +541,17 @@ cdef void _statement(Lexer* x, Reading* self) noexcept nogil:
         _next(x)
 
 
+cdef const unsigned char* _end(const unsigned char* text, uint32_t size) noexcept nogil:
+    """Where the text ends: the types of a Parse may stand behind its NUL."""
+    cdef const unsigned char* nul = <const unsigned char*> memchr(text, 0, size)
+    return text + size if nul == NULL else nul
+
+
 cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil:
     cdef Lexer x
     memset(&x, 0, sizeof(Lexer))
     x.p = text
-    x.end = text + size
+    x.end = _end(text, size)
     x.is_conforming = True
     _next(&x)
     if not _is(&x, b"begin"):
@@ -631,7 +637,7 @@ cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint
     memset(self, 0, sizeof(Reading))
     memset(&x, 0, sizeof(Lexer))
     x.p = text
-    x.end = text + size
+    x.end = _end(text, size)
     x.is_conforming = is_conforming
     x.is_multibyte = is_multibyte
     _next(&x)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SET, RESET, RESET_ALL, DISCARD_ALL = 1, 2, 3, 4
 PREPARE, EXECUTE, DEALLOCATE = 1, 2, 3
+SJIS = 2
 PINS = 1  # EFFECT_SET: what it sets cannot be told
 LISTEN, PREPARED, TEMP, HOLD, LOCK = 2, 4 | 128, 8, 16, 32
 
@@ -237,3 +238,28 @@ def test_what_is_asked_of_gpooler_itself_is_found(sql: str, kind: int) -> None:
 def test_any_bytes_are_looked_at_for_a_request_to_gpooler(text: bytes) -> None:
     assert read_virtual(b"SET odyssey.target_session_attrs " + text) in range(NOT_VIRTUAL, UNCLEAR + 1)
     assert read_virtual(text) in range(NOT_VIRTUAL, UNCLEAR + 1)
+
+
+def test_dollar_tag_with_a_character_that_ends_in_a_backslash() -> None:
+    text = "SELECT $ソ$ ' $ソ$; SET x = 1".encode("shift_jis")
+    assert b"\x83\\$" in text
+    assert read_sql(text, is_multibyte=SJIS)["settings"] == [(SET, b"x")]
+
+
+def test_nothing_is_read_behind_the_nul() -> None:
+    # the types of a Parse stand there
+    assert read_sql(b"SELECT 1 -- \0\n; SET x = 1")["settings"] == []
+    assert read_sql(b"/* \0 */ SET x = 1")["settings"] == []
+    assert read_sql(b"SELECT '\0'; SET x = 1")["settings"] == []
+
+
+def test_name_with_a_doubled_quote_is_another_one() -> None:
+    assert read('SELECT "pg_advisory_unlock""2"(1)')["ends"] == 0
+    assert named("""SELECT "set_config""2"('a.b', 'c', false)""") == []
+    assert named("""UPDATE "pg_settings""2" SET setting = 1""") == []
+
+
+def test_prepare_transaction_without_more_names_nothing() -> None:
+    assert read("PREPARE transaction")["names"] == []
+    assert read("PREPARE transaction; SELECT 1")["names"] == []
+    assert read("PREPARE transaction (int) AS SELECT 1")["names"] == [(PREPARE, b"transaction")]
