@@ -37,6 +37,12 @@ class Notes:
         self.told.append(("password", body))
         self._go_on(guest)
 
+    def on_handshake(self, guest: Guest, data: bytes) -> None:
+        self.told.append(("handshake", data))
+
+    def on_direct_tls(self, guest: Guest) -> None:
+        self.on_bad(guest, True)
+
     def on_bad(self, guest: Guest, is_startup: bool) -> None:
         self.told.append(("bad", is_startup))
 
@@ -66,14 +72,14 @@ class Door:
         client = self._stack.enter_context(socket.socket(self._listener.family))
         client.settimeout(5)
         client.connect(self._listener.getsockname())
-        guest = self.entrance.accept(self._listener.fileno(), timeout_ms, self._lingers)
+        guest = self.entrance.accept(self._listener.fileno(), 0, timeout_ms, self._lingers)
         assert guest is not None
         self._guests.append(guest)
         guest.resume()
         return client, guest
 
     def nobody(self) -> None:
-        assert self.entrance.accept(self._listener.fileno(), TIMEOUT_MS, False) is None
+        assert self.entrance.accept(self._listener.fileno(), 0, TIMEOUT_MS, False) is None
 
     def hear(self) -> None:
         """Take in what arrives, at least something."""

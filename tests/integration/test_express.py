@@ -32,6 +32,7 @@ class House:
     """A handler, a relay and what stands between them."""
 
     def __init__(self, stack: ExitStack) -> None:
+        self.demanding: set[int] = set()
         self.told: list[tuple[str, object]] = []
         self.adopted: list[dict[str, Any]] = []
         self.logged_in: list[int] = []
@@ -65,7 +66,7 @@ class House:
         """A client that has sent its startup packet, which has been read."""
         client = self._stack.enter_context(socket.create_connection(self._listener.getsockname(), 5))
         client.sendall(packet)
-        guest = self.entrance.accept(self._listener.fileno(), 60_000, False)
+        guest = self.entrance.accept(self._listener.fileno(), 0, 60_000, False)
         assert guest is not None
         self._stack.callback(guest.close)
         self.entrance.read(guest)
@@ -96,6 +97,12 @@ class House:
 
     def on_proved(self, guest: Guest) -> None:
         self.told.append(("proved", guest.who.user))
+
+    def on_handshake(self, guest: Guest, data: bytes) -> None:
+        self.told.append(("handshake", data))
+
+    def on_direct_tls(self, guest: Guest) -> None:
+        self.on_bad(guest, True)
 
     def on_bad(self, guest: Guest, is_startup: bool) -> None:
         self.told.append(("bad", is_startup))
@@ -148,7 +155,7 @@ def test_who_begins_like_another_is_only_asked_for_the_password(house: House) ->
         "route": ROUTE, "id": guest.number, "secret": adopted["secret"], "family": 4,
         "address": b"\x7f\0\0\1",
         "port": client.getsockname()[1],
-        "names": 7, "needs_setup": False, "pending": b"the next",
+        "names": 7, "needs_setup": False, "pending": b"the next", "tls": None, "has_more": False,
     }  # fmt: skip
     assert len(adopted["secret"]) == 4
     assert house.logged_in == [guest.number]
@@ -229,7 +236,7 @@ def test_rules_for_addresses_hold(house: House) -> None:
     far.bind(("127.0.0.2", 0))
     far.connect(house._listener.getsockname())
     far.sendall(PACKET)
-    guest = house.entrance.accept(house._listener.fileno(), 60_000, False)
+    guest = house.entrance.accept(house._listener.fileno(), 0, 60_000, False)
     assert guest is not None
     house._stack.callback(guest.close)
     house.entrance.read(guest)
@@ -242,7 +249,7 @@ def test_who_leaves_before_the_greeting_is_told_and_not_counted_on_the_route(hou
     house.remember(first, None)
     client = socket.create_connection(house._listener.getsockname(), 5)
     client.sendall(PACKET)
-    guest = house.entrance.accept(house._listener.fileno(), 60_000, False)
+    guest = house.entrance.accept(house._listener.fileno(), 0, 60_000, False)
     assert guest is not None
     # a socket that takes nothing more: what is sent does not leave
     os.dup2(socket.socket().detach(), guest.fd)
