@@ -4,10 +4,10 @@ Compiled because a login must cost little: no greenlet, no socket object and no 
 a worker's guests share one epoll instance, whose descriptor the hub watches; each is armed for one event
 at a time (EPOLLONESHOT), so that the relay can take a descriptor over without a call here.
 
-A handler decides: ``on_startup(guest, packet)``, ``on_password(guest, body)``, ``on_handshake(guest, data)`` for
-bytes of a TLS handshake, ``on_direct_tls(guest)`` when one comes in place of a startup packet, ``on_bad(guest)`` for
-bytes that are none of these, ``on_gone(guest, cause)``. It answers with ``guest.send`` and says what it expects
-next; what takes time goes to a greenlet that comes back with the same calls.
+A handler decides: ``on_startup(guest, packet)``, ``on_password(guest, body)``, ``on_handshake(guest, data)``
+for bytes of a TLS handshake, ``on_direct_tls(guest)`` when one comes in place of a startup packet,
+``on_bad(guest)`` for bytes that are none of these, ``on_gone(guest, cause)``. It answers with ``guest.send``
+and says what it expects next; what takes time goes to a greenlet that comes back with the same calls.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
@@ -248,7 +248,8 @@ cdef class Entrance:
     def accept(self, int listener, int number, int timeout_ms, bint lingers):
         """Accept one client; None when none is there. Raises OSError.
 
-        ``number`` is that of the listener, ``timeout_ms`` its client_login_timeout; ``lingers``: SO_LINGER 0, a close resets the connection.
+        ``number`` is that of the listener, ``timeout_ms`` its client_login_timeout; ``lingers``: SO_LINGER 0,
+        a close resets the connection.
         """
         cdef unsigned char storage[128]
         cdef sockaddr* address = <sockaddr*> storage

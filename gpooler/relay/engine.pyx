@@ -59,7 +59,8 @@ cdef Engine* engine_new(uint64_t* process_words) noexcept:
     e.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     if (e.buffer == NULL or e.parked_buffer == NULL or e.deploy == NULL or e.texts == NULL
-            or e.cipher == NULL or e.plain == NULL or e.scratch == NULL or e.settings == NULL or e.question == NULL
+            or e.cipher == NULL or e.plain == NULL or e.scratch == NULL or e.settings == NULL
+            or e.question == NULL
             or e.epoll < 0 or e.wake < 0 or e.event_fd < 0 or e.timer < 0):
         return NULL
     pthread_mutex_init(&e.lock, NULL)

@@ -293,9 +293,10 @@ cdef class Relay:
                      bint needs_setup, bytes pending, TlsSession tls=None, bint has_more=False):
         """Hand a client's socket over. Returns its handle.
 
-        ``tls``: its session, the relay's from now on; ``has_more``: bytes that came are still in it. ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
+        ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
         bytes, empty for a Unix socket; ``names``: what ``client`` gives back; ``pending``: bytes read
-        beyond its login.
+        beyond its login. ``tls``: its session, the relay's from now on; ``has_more``: bytes that came are
+        still in it.
         """
         cdef Client* c
         cdef Command* command

@@ -199,7 +199,7 @@ cdef class TlsSession:
             raise MemoryError
 
     def read(self, Py_ssize_t most=PYTHON_READ):
-        """Plain bytes, up to ``most`` of one record; empty when no whole record is there, None behind its end.
+        """Plain bytes, up to ``most`` of one record; empty when no whole record is there, None at the end.
 
         Raises ConnectionError when the peer breaks the protocol.
         """
