@@ -54,6 +54,7 @@ REFUSED: Final = b"N"  # the answer to an encryption request
 SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
 READY: Final = messages.ready_for_query()
+ASKS_PASSWORD: Final = (Authentication.CLEAR_TEXT, Authentication.MD5, Authentication.SCRAM_SHA_256)
 STARTUP_VALUES: Final = {Replication.PHYSICAL: "true", Replication.DATABASE: "database"}
 
 
@@ -228,9 +229,14 @@ class Login:
         packet, rule = plan.packet, plan.rule
         fault_point("login_started")
         if plan.is_debugged:
-            self._debug(guest, _described(packet, rule))
+            self._debug(guest, _described(plan))
         if rule is None:
-            guest.conversation = self._doomed(packet)
+            guest.conversation = self._unknown(packet)
+        elif plan.refusal:
+            # who is to be kept out must not be asked for a password that others could read
+            is_overheard = guest.family and plan.method is Authentication.CLEAR_TEXT
+            method = Authentication.SCRAM_SHA_256 if is_overheard else plan.method
+            guest.conversation = self._doomed(packet, method, plan.refusal)
         else:
             if rule.authentication is Authentication.BLOCK:
                 raise UserBlocked(packet.user, packet.database)
@@ -249,7 +255,7 @@ class Login:
         rule = plan.rule
         assert rule is not None
         return exchange.begin(
-            rule.authentication,
+            plan.method,
             plan.packet.user,
             plan.secret,
             self._mock_key,
@@ -260,16 +266,19 @@ class Login:
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
 
-    def _doomed(self, packet: Startup) -> exchange.Exchange:
+    def _unknown(self, packet: Startup) -> exchange.Exchange:
         """An exchange for an unknown user of a known database: it fails as a wrong password does."""
         cause = f'no rule for database "{packet.database}" and user "{packet.user}" from this address'
         for other in self._config.rules:
             if other.is_default_database or other.database == packet.database:
-                method = other.authentication
-                if method in (Authentication.NONE, Authentication.BLOCK):
-                    method = Authentication.SCRAM_SHA_256
-                return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
+                return self._doomed(packet, other.authentication, cause)
         raise NoRule(packet.database, packet.user)
+
+    def _doomed(self, packet: Startup, method: Authentication, cause: str) -> exchange.Exchange:
+        """An exchange that fails as one by ``method`` does with a wrong password."""
+        if method not in ASKS_PASSWORD:
+            method = Authentication.SCRAM_SHA_256
+        return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
 
     def _ask(self, guest: Guest, later: Later) -> None:
         """Somebody else decides; the client may be gone by then."""
@@ -425,10 +434,11 @@ class Login:
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
 
 
-def _described(packet: Startup, rule: Rule | None) -> str:
+def _described(plan: Plan) -> str:
     """A startup packet for the log."""
+    packet, rule = plan.packet, plan.rule
     parameters = ", ".join(f"{name}={value}" for name, value in packet.parameters.items())
-    found = "no rule" if rule is None else f"rule {rule.name}, authentication {rule.authentication}"
+    found = "no rule" if rule is None else f"rule {rule.name}, authentication {plan.method}"
     replication = f"replication={STARTUP_VALUES[packet.replication]}, " if packet.replication else ""
     return (
         f"startup packet: protocol {packet.major}.{packet.minor}, {replication}{found}, "

@@ -4,7 +4,8 @@ The connections of an application begin alike. What is found for one of them (it
 greeting) is kept for the next, so that a login costs little more than its password.
 """
 
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from gpooler.auth.secrets import Secret
@@ -18,10 +19,11 @@ from gpooler.client.greeting import (
     startup_key,
 )
 from gpooler.config.model import Authentication, Config, ConnectionType, Rule
+from gpooler.net.interfaces import interfaces
 from gpooler.routing.route import Route
 from gpooler.routing.rules import Rules
 from gpooler.server.servers import READ_ONLY
-from gpooler.wire.startup import Startup
+from gpooler.wire.startup import Replication, Startup
 
 # Invented packets cannot fill the memory: beyond so many all are dropped, and large ones are not kept.
 MAX_PLANS: Final = 512
@@ -34,8 +36,8 @@ class Plan:
     """For one startup packet from one kind of place; ``login`` fills in what the first login shows."""
 
     __slots__ = (
-        "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
-        "parameters", "route", "rule", "secret", "version",
+        "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "method", "name", "names",
+        "packet", "parameters", "refusal", "route", "rule", "secret", "version",
     )  # fmt: skip
 
     def __init__(self, data: bytes, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
@@ -44,6 +46,9 @@ class Plan:
         self.packet = packet
         self.rule = rule
         self.secret = secret
+        # how the client proves who it is: as the rule says, if no host-based rule says otherwise
+        self.method = Authentication.BLOCK if rule is None else rule.authentication
+        self.refusal = ""  # by a host-based rule: which, for the log
         self.names = -1  # index of database and user, once somebody has logged in
         self.is_debugged = False
         self.parameters: dict[str, str] = {}  # asked for by the client or its rule; to be maintained
@@ -68,7 +73,8 @@ class Plan:
         rule = self.rule
         return (
             rule is not None
-            and rule.authentication in (Authentication.NONE, Authentication.MD5)
+            and self.method in (Authentication.NONE, Authentication.MD5)
+            and not self.refusal
             and rule.client_max is None
             and not self.has_host_in_name
             and not self.is_debugged
@@ -99,7 +105,11 @@ class Plans:
     def __init__(self, config: Config, is_debug: bool) -> None:
         """``is_debug``: of all clients, whatever their rules say."""
         self._rules = Rules(config)
-        self.has_addresses = self._rules.has_addresses  # a client's address may decide
+        self._hba = config.hba
+        if self._hba is not None and self._hba.wants_interfaces:
+            self._hba = replace(self._hba, interfaces=interfaces())
+        # a client's address may decide
+        self.has_addresses = self._rules.has_addresses or bool(self._hba and self._hba.has_addresses)
         self._secrets = {
             rule.name: Secret(rule.password.get_secret_value())
             for rule in config.rules
@@ -122,12 +132,26 @@ class Plans:
         rule = self._rules.match(packet.database, packet.user, address, kind)
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
+        self._apply_hba(plan, kind, address)
         plan.is_debugged = self._is_debug or (rule is not None and rule.log_debug)
         if len(data) <= MAX_PACKET:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[data, self._place(guest)] = plan
         return plan
+
+    def _apply_hba(self, plan: Plan, kind: ConnectionType, address: IPv4Address | IPv6Address | None) -> None:
+        if self._hba is None:
+            return
+        packet = plan.packet
+        is_physical = packet.replication is Replication.PHYSICAL
+        entry = self._hba.match(kind, packet.database, packet.user, address, is_physical=is_physical)
+        if entry is None:
+            plan.refusal = "no line of hba_file takes it"
+        elif entry.method.is_refusal:
+            plan.refusal = f"{entry.place} says {entry.method_name}"
+        elif entry.method.authentication is not None and plan.method is not Authentication.BLOCK:
+            plan.method = Authentication(entry.method.authentication)
 
     def _place(self, guest: Guest) -> bytes | bool:
         """What of a client's address the rules may look at."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpooler.auth.hba import Hba
 from gpooler.config import checks
 from gpooler.config.field import about
+from gpooler.config.hba import read_hba
 from gpooler.config.model import (
     Config,
     Document,
@@ -54,9 +56,11 @@ def _load(source: Source, environ: Mapping[str, str]) -> Loaded:
     result = validate(source, lambda kind, name: read_secret(kind, name, environ))
     if result.document is not None:
         _cross_check(source, result, result.document)
+        hba, problems = read_hba(source, result.document)
+        result.errors.extend(problems)
     if result.errors or result.document is None:
         raise ConfigError(_sorted(source, result.errors))
-    config = _config(source, result.document)
+    config = _config(source, result.document, hba)
     return Loaded(config, _sorted(source, result.warnings), tuple(_departures(config)))
 
 
@@ -79,15 +83,21 @@ def _cross_check(source: Source, result: Validated, document: Document) -> None:
 def _sorted(source: Source, problems: list[Problem]) -> tuple[Problem, ...]:
     """In the order of the files; the same problem once."""
     ranks = {origin.file: origin.rank for origin in source.origins.values()}
+    behind = max(ranks.values(), default=0) + 1  # files of another kind
     unique = dict.fromkeys(problems)
-    return tuple(sorted(unique, key=lambda p: (ranks.get(p.file, 0), p.line or 0)))
+    return tuple(
+        sorted(
+            unique,
+            key=lambda p: (ranks.get(p.file, behind), "" if p.file in ranks else p.file, p.line or 0),
+        )
+    )
 
 
 def _fields(table: Section) -> dict[str, Any]:
     return {name: getattr(table, name) for name in type(table).model_fields}
 
 
-def _config(source: Source, document: Document) -> Config:
+def _config(source: Source, document: Document, hba: Hba | None) -> Config:
     service = _service(document.service)
     return Config.model_construct(
         service=service,
@@ -101,6 +111,7 @@ def _config(source: Source, document: Document) -> Config:
         storage=_storages(document, service.unix_socket_dir),
         shared_pool=dict(document.shared_pool),
         rules=tuple(_rules(source, document)),
+        hba=hba,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+from gpooler.auth.hba import Hba
 from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.rule import (
     KEEPALIVE_MOST,
@@ -285,8 +286,11 @@ class Routing(Section):
     sequential_routing: Bool = option(
         False, "yes: the first rule in the order of the file; no: the most specific.", reload=Reload.RULE
     )
-    hba_file: OptionalStr = not_built(
-        None, "Host-based rules.", 'use "address" and "connection_type" of rules'
+    hba_file: OptionalStr = option(
+        None,
+        "Host-based rules in the syntax of pg_hba.conf (docs/authentication.md): the first line that takes a "
+        "client decides, and none refuses it; unset: the rules alone decide. Relative to the file that has "
+        "it.",
     )
     group_checker_interval: Annotated[int, Number("ms", least=1)] = not_built(
         7000, "Period of group queries."
@@ -521,3 +525,4 @@ class Config(Section):
     storage: Mapping[str, Storage]
     shared_pool: Mapping[str, SharedPool]
     rules: tuple[Rule, ...]  # in the order of the file
+    hba: Hba | None = None

@@ -71,11 +71,11 @@ def read_secret(kind: str, name: str, environ: Mapping[str, str]) -> Secret:
         if name not in environ:
             raise ValueError(f'the environment variable "{name}" is not set')
         return Secret(environ[name], (kind, name))
-    text = _read(Path(name), SECRET_BYTES_MOST)
+    text = read_regular(Path(name), SECRET_BYTES_MOST)
     return Secret(text.removesuffix("\n").removesuffix("\r"), (kind, name))
 
 
-def _read(path: Path, most: int) -> str:
+def read_regular(path: Path, most: int) -> str:
     """The text of a regular file; raises ``ValueError`` with a text for the user."""
     try:
         # O_NONBLOCK: opening a pipe nobody writes to must not hang.
@@ -114,7 +114,7 @@ class _Reader:
             self._problem(file, line, key, f"includes are nested deeper than {INCLUDE_DEPTH_MOST}")
         else:
             try:
-                text = _read(path, FILE_BYTES_MOST)
+                text = read_regular(path, FILE_BYTES_MOST)
             except ValueError as error:
                 self._problem(file, line, key, str(error))
             else:
