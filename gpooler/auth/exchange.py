@@ -6,14 +6,14 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 ``CheckPWChallengeAuth`` does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from gpooler.auth import md5, scram
 from gpooler.auth.randomness import random_bytes
 from gpooler.auth.scram import ScramKeys, ScramServer, Verifier
-from gpooler.auth.secrets import Secret, SecretKind
+from gpooler.auth.secrets import Secret
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
 from gpooler.wire import messages
 from gpooler.wire.text import encode
@@ -85,7 +85,7 @@ def begin(
     """
     salt_name = user if salt_name is None else salt_name
     if method == MD5:
-        if secret is None or secret.kind is not SecretKind.SCRAM:
+        if secret is None or not secret.wants_scram:
             return _Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
         return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
     if method == SCRAM_SHA_256:
@@ -126,7 +126,8 @@ class _ClearTextExchange:
         password = _password(body, self._user)
         if self._secret is None:
             raise AuthenticationFailed(self._user, cause=self._unknown_cause)
-        if not self._secret.is_password(encode(self._user), password):
+        user = encode(self._user)
+        if not _tries_all(secret.is_password(user, password) for secret in self._secret.all):
             raise AuthenticationFailed(self._user, cause=WRONG_PASSWORD)
         return Done(messages.authentication_ok(), password=password)
 
@@ -139,15 +140,17 @@ class _Md5Exchange:
     def __init__(self, user: str, secret: Secret | None, salt: bytes, unknown_cause: str) -> None:
         self._user = user
         self._salt = salt
-        stored = None if secret is None else secret.md5_hash(encode(user))
-        self._stored = _UNKNOWN_MD5 if stored is None else stored
-        self._cause = unknown_cause if stored is None else ""
+        hashes = () if secret is None else [one.md5_hash(encode(user)) for one in secret.all]
+        stored = [one for one in hashes if one is not None]
+        self._stored = stored or [_UNKNOWN_MD5]
+        self._cause = "" if stored else unknown_cause
 
     def challenge(self) -> bytes | Done:
         return messages.authentication_md5_password(self._salt)
 
     def answer(self, body: bytes) -> bytes | Done:
-        is_right = md5.is_response_right(_password(body, self._user), self._stored, self._salt)
+        answer = _password(body, self._user)
+        is_right = _tries_all(md5.is_response_right(answer, stored, self._salt) for stored in self._stored)
         if not is_right or self._cause:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
         return Done(messages.authentication_ok())
@@ -156,20 +159,19 @@ class _Md5Exchange:
 class _ScramExchange:
     """``scram-sha-256`` with a plain secret or a verifier."""
 
-    __slots__ = ("_cause", "_has_mechanism", "_has_sent_salt", "_server", "_user", "_verifier")
+    __slots__ = ("_cause", "_has_mechanism", "_has_sent_salt", "_server", "_user")
 
     def __init__(
         self, user: str, secret: Secret | None, mock_key: bytes, salt_name: str, unknown_cause: str
     ) -> None:
         self._user = user
         salt = scram.derived_salt(mock_key, encode(salt_name))
-        verifier = None if secret is None else secret.verifier(salt)
+        verifiers = () if secret is None else secret.verifiers(salt)
         self._cause = ""
-        if verifier is None:
+        if not verifiers:
             self._cause = unknown_cause if secret is None else "an MD5 hash cannot serve SCRAM"
-            verifier = Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY)
-        self._verifier = verifier
-        self._server = ScramServer(verifier, is_doomed=bool(self._cause))
+            verifiers = (Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY),)
+        self._server = ScramServer(verifiers[0], others=verifiers[1:], is_doomed=bool(self._cause))
         self._has_mechanism = False
         self._has_sent_salt = False
 
@@ -193,8 +195,13 @@ class _ScramExchange:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
         return Done(
             messages.authentication_sasl_final(final) + messages.authentication_ok(),
-            keys=ScramKeys(self._server.client_key, self._verifier.server_key),
+            keys=self._server.keys,
         )
+
+
+def _tries_all(results: Iterable[bool]) -> bool:
+    """Whether one of them is true; all are worked out, so that time does not tell which."""
+    return sum(results) > 0
 
 
 def _password(body: bytes, user: str) -> bytes:

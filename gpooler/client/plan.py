@@ -4,6 +4,7 @@ The connections of an application begin alike. What is found for one of them (it
 greeting) is kept for the next, so that a login costs little more than its password.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -18,6 +19,7 @@ from gpooler.client.greeting import (
     is_plain,
     startup_key,
 )
+from gpooler.config import values
 from gpooler.config.model import Authentication, Config, ConnectionType, Rule
 from gpooler.net.interfaces import interfaces
 from gpooler.routing.route import Route
@@ -99,6 +101,12 @@ class Plan:
         }
 
 
+def secret_of(passwords: Sequence[values.Secret]) -> Secret:
+    """The option ``password``: any of them lets a client in, the first serves servers."""
+    first, *others = (password.get_secret_value() for password in passwords)
+    return Secret(first, others)
+
+
 class Plans:
     """The plans of a configuration."""
 
@@ -111,9 +119,7 @@ class Plans:
         # a client's address may decide
         self.has_addresses = self._rules.has_addresses or bool(self._hba and self._hba.has_addresses)
         self._secrets = {
-            rule.name: Secret(rule.password.get_secret_value())
-            for rule in config.rules
-            if rule.password is not None
+            rule.name: secret_of(rule.password) for rule in config.rules if rule.password is not None
         }
         self._is_debug = is_debug
         self._plans: dict[tuple[bytes, bytes | bool], Plan] = {}

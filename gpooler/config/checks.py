@@ -5,10 +5,11 @@ the document whatever else is wrong with it; the caller drops what follows from 
 """
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gpooler.auth.scram import Verifier
 from gpooler.config.model import DEFAULT, Document, ListenBody
 from gpooler.config.problems import KeyPath
 from gpooler.config.rule import RuleBody
@@ -185,14 +186,31 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         sources = ("password", "auth_query")
     if sources and not any(getattr(rule, word) for word in sources):
         yield Finding(at, f'"{method}" needs "password"', tuple((*path, word) for word in sources))
-    secret = rule.password.get_secret_value() if rule.password else ""
-    # the other way round is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
-    if method is Authentication.SCRAM_SHA_256 and is_md5(secret):
-        yield Finding((*path, "password"), 'is an md5 hash, which "scram-sha-256" cannot use', (at,))
+    if rule.password:
+        secrets = [secret.get_secret_value() for secret in rule.password]
+        for text in _unfit_secrets(method, secrets):
+            yield Finding((*path, "password"), text, (at,))
     if rule.auth_query and not (rule.auth_query_db and rule.auth_query_user):
         yield Finding((*path, "auth_query"), "needs auth_query_db and auth_query_user")
     if rule.auth_query and rule.auth_pam_service:
         yield Finding((*path, "auth_query"), "excludes auth_pam_service")
+
+
+def _unfit_secrets(method: Authentication, secrets: Sequence[str]) -> Iterator[str]:
+    """What of the passwords of a rule ``method`` could not use."""
+    hashes = [secret for secret in secrets if is_md5(secret)]
+    verifiers = [verifier for secret in secrets if (verifier := Verifier.parse(secret)) is not None]
+    if method is Authentication.SCRAM_SHA_256 and hashes:
+        yield 'is an md5 hash, which "scram-sha-256" cannot use'
+    # one of these alone is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
+    if method is Authentication.MD5 and hashes and verifiers:
+        yield "has md5 hashes and SCRAM verifiers: one login can try only one of the kinds"
+    is_scram = method in (Authentication.MD5, Authentication.SCRAM_SHA_256)
+    if is_scram and len({(verifier.salt, verifier.iterations) for verifier in verifiers}) > 1:
+        yield (
+            "has SCRAM verifiers of different salt or iteration count: one login can try only one of them; "
+            "give plain passwords beside one verifier, or make the verifiers with one salt"
+        )
 
 
 def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from gpooler.config.values import (
     OptionalBool,
     OptionalPositive,
     OptionalSecret,
+    OptionalSecrets,
     OptionalStr,
     OptionalTexts,
     Parameters,
@@ -96,9 +97,10 @@ class RuleBody(Section):
         placeholder="none",
         example="none",
     )
-    password: OptionalSecret = option(
+    password: OptionalSecrets = option(
         None,
-        "The secret: plain, md5… or a SCRAM verifier.",
+        "The secret: plain, md5… or a SCRAM verifier. Of a list any lets a client in, while a password is "
+        "being replaced; the first serves servers.",
         reload=Reload.RULE,
         example="secret",
     )

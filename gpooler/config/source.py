@@ -222,6 +222,8 @@ def _absolute_secret_files(values: object, directory: Path, secret_keys: Set[str
             _absolute_secret_files(value, directory, secret_keys)
     elif isinstance(values, dict):
         for key, value in values.items():
-            if key in secret_keys and isinstance(value, dict) and isinstance(name := value.get("file"), str):
-                value["file"] = str(directory / name)
+            for secret in value if isinstance(value, list) else (value,):
+                is_secret = key in secret_keys and isinstance(secret, dict)
+                if is_secret and isinstance(name := secret.get("file"), str):
+                    secret["file"] = str(directory / name)
             _absolute_secret_files(value, directory, secret_keys)

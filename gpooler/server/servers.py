@@ -14,7 +14,7 @@ from gpooler.auth.secrets import Secret
 from gpooler.broker import messages
 from gpooler.broker.codec import Message
 from gpooler.clock import monotonic_us
-from gpooler.config.model import Config
+from gpooler.config.model import Config, Rule
 from gpooler.errors import PostgresError, ServerFault
 from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, client_id, server_id
@@ -114,12 +114,9 @@ class Servers:
         self._is_ending = False
 
     @staticmethod
-    def _secret(rule: object) -> Secret | None:
-        for name in ("storage_password", "password"):
-            value = getattr(rule, name)
-            if value is not None:
-                return Secret(value.get_secret_value())
-        return None
+    def _secret(rule: Rule) -> Secret | None:
+        password = rule.storage_password or (rule.password[0] if rule.password else None)
+        return None if password is None else Secret(password.get_secret_value())
 
     # -- the broker speaks
 

@@ -1,6 +1,7 @@
 """Loading a configuration: what comes out, and every problem with its place."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_demo_everybody_copies_loads() -> None:
     assert rule.pool is Pool.TRANSACTION
     assert (rule.pool_size, rule.pool_timeout) == (30, 4000)
     assert rule.password is not None
-    assert rule.password.get_secret_value() == "client-secret"
+    assert rule.password[0].get_secret_value() == "client-secret"
     assert rule.storage_password is not None
     assert rule.storage_password.get_secret_value() == "server-secret"
     assert (rule.storage_db, rule.storage_user) == ("order", "order_app")
@@ -313,7 +314,7 @@ def test_secrets_come_from_files_and_the_environment(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(text)
     [rule] = load(tmp_path / "config.toml", {"TWO": "from environment"}).config.rules
     assert rule.password is not None
-    assert rule.password.get_secret_value() == "  from file "
+    assert rule.password[0].get_secret_value() == "  from file "
     assert rule.storage_password is not None
     assert rule.storage_password.get_secret_value() == "from environment"
 
@@ -327,7 +328,10 @@ def test_secrets_come_from_files_and_the_environment(tmp_path: Path) -> None:
         ('{ vault = "x" }', "must be text, { file ="),
         ('{ file = "a", env = "b" }', "must be text, { file ="),
         ('""', "must not be empty"),
-        ("['TOPSECRET']", "must be text, { file ="),
+        ("[['TOPSECRET']]", "must be text, { file ="),
+        ("['TOPSECRET', '']", "must not be empty"),
+        ("[]", "must be a list of 1 to 8"),
+        (str(["TOPSECRET"] * 9), "must be a list of 1 to 8"),
         ("{ env = ['TOPSECRET'] }", "must be text, { file ="),
         ('"TOPSECRET\\u0000"', "zero byte"),
     ],
@@ -448,7 +452,7 @@ def test_includes_are_read_first_and_keep_their_own_names_and_lines(tmp_path: Pa
     assert [listen.host for listen in config.listen] == ["::1", "*"]
     assert config.logging.log_debug
     assert config.rules[0].password is not None
-    assert config.rules[0].password.get_secret_value() == "hidden"
+    assert config.rules[0].password[0].get_secret_value() == "hidden"
 
     (tmp_path / "more.toml").write_text(
         "[[listen]]\nhost = 5\n\n[logging]\nlog_debug = false\nlog_sesion = true\n"
@@ -502,3 +506,33 @@ def test_a_file_that_is_not_utf8_or_not_there_is_refused(tmp_path: Path) -> None
 def test_a_thousand_rules_load() -> None:
     text = DEMO_TEXT + "".join(f"[database.d{n}.user.u]\n{SHORT_RULE}" for n in range(1000))
     assert len(load_text(text).config.rules) == 1001
+
+
+def test_several_passwords_come_from_several_places(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("from file\n")
+    several = '[{ file = "one" }, "plain", { env = "TWO" }]'
+    (tmp_path / "config.toml").write_text(DEMO_TEXT.replace('"client-secret"', several))
+    [rule] = load(tmp_path / "config.toml", {"TWO": "from environment"}).config.rules
+    assert rule.password is not None
+    values = [secret.get_secret_value() for secret in rule.password]
+    assert values == ["from file", "plain", "from environment"]
+
+
+SALTED = "SCRAM-SHA-256$4096:{}$" + "A" * 43 + "=:" + "A" * 43 + "="
+
+
+@pytest.mark.parametrize(
+    ("method", "passwords", "part"),
+    [
+        ("scram-sha-256", ["plain", "md5" + "0" * 32], "is an md5 hash"),
+        ("md5", [SALTED.format("c2FsdA=="), "md5" + "0" * 32], "md5 hashes and SCRAM verifiers"),
+        ("md5", [SALTED.format("c2FsdA=="), SALTED.format("c2FsdDI=")], "different salt"),
+        ("scram-sha-256", [SALTED.format("c2FsdA=="), SALTED.format("c2FsdDI=")], "different salt"),
+    ],
+)
+def test_passwords_that_one_login_cannot_try_are_refused(
+    method: str, passwords: list[str], part: str
+) -> None:
+    text = DEMO_TEXT.replace('"client-secret"', str(passwords))
+    text = re.sub(r'(?m)^authentication = ".*"$', f'authentication = "{method}"', text)
+    assert part in only_problem(text).text
