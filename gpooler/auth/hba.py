@@ -49,6 +49,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "password": Method("clear_text"),
     "md5": Method("md5"),
     "scram-sha-256": Method("scram-sha-256"),
+    "peer": Method("peer", lines=(LOCAL,)),
 }
 
 

@@ -28,7 +28,7 @@ INCLUDE_DEPTH_MOST: Final = 10  # as PostgreSQL's CONF_FILE_MAX_DEPTH
 LINES_MOST: Final = 100_000  # of all files together: a mistaken include must not fill the memory
 # Methods of PostgreSQL that gpooler does not have.
 UNKNOWN_HERE: Final = (
-    "bsd", "cert", "gss", "ident", "ldap", "oauth", "pam", "peer", "radius", "sspi",
+    "bsd", "cert", "gss", "ident", "ldap", "oauth", "pam", "radius", "sspi",
 )  # fmt: skip
 
 

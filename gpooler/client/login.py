@@ -18,6 +18,7 @@ from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
 from gpooler.client.plan import Plan, Plans
+from gpooler.client.sources import Sources, learns_servers_secret
 from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
     AdminShutdown,
@@ -98,6 +99,7 @@ class Login:
         logger: Logger,
         workers: int,
         mock_key: bytes,
+        sources: Sources,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
     ) -> None:
@@ -115,6 +117,7 @@ class Login:
             rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
         }
         self._mock_key = mock_key
+        self._sources = sources
         self._names = names
         self._on_adopted = on_adopted
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
@@ -142,7 +145,7 @@ class Login:
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
         assert guest.plan is not None
-        guest.conversation = self._exchange(guest.plan, guest.salt)
+        guest.conversation = self._sources.exchange(guest, guest.plan, guest.salt)
         self.on_password(guest, body)
 
     def on_proved(self, guest: Guest) -> None:
@@ -245,23 +248,11 @@ class Login:
             if not self._admission.enter(self._config.limits.client_max):
                 raise ClientMaxReached(self._config.limits.client_max or 0)
             guest.is_counted = True
-            guest.conversation = self._exchange(plan)
+            guest.conversation = self._sources.exchange(guest, plan, None)
         negotiation = packet.negotiation()
         if negotiation:
             guest.send(negotiation)
         self._go_on(guest, guest.conversation.challenge())
-
-    def _exchange(self, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
-        rule = plan.rule
-        assert rule is not None
-        return exchange.begin(
-            plan.method,
-            plan.packet.user,
-            plan.secret,
-            self._mock_key,
-            salt_name=rule.name if rule.is_default_user else None,
-            md5_salt=salt,
-        )
 
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
@@ -286,6 +277,8 @@ class Login:
             said = later.work()
             if guest.fd >= 0:
                 self._go_on(guest, said)
+            if guest.fd >= 0:
+                guest.resume()
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
@@ -331,6 +324,8 @@ class Login:
         if plan.route is None:
             plan.route = route
             plan.names = self._names(plan.packet.database, plan.packet.user)
+        if learns_servers_secret(rule, plan.packet.user):
+            route.learn(done.secret, done.keys)
         if not self._admission.enter_route(route.admission_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
         try:

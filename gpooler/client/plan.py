@@ -82,6 +82,7 @@ class Plan:
             and not self.is_debugged
             and not self.packet.negotiation()
             and len(self.data) <= MAX_PACKET
+            and (rule.auth_query is None or self.method is Authentication.NONE)
         )
 
     def application_name(self, guest: Guest) -> str:
@@ -139,6 +140,8 @@ class Plans:
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
         self._apply_hba(plan, kind, address)
+        if plan.method is Authentication.PEER and kind is not ConnectionType.LOCAL and not plan.refusal:
+            plan.refusal = "peer needs a Unix socket"
         plan.is_debugged = self._is_debug or (rule is not None and rule.log_debug)
         if len(data) <= MAX_PACKET:
             if len(self._plans) >= MAX_PLANS:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gpooler.auth.query_text import compile_query
 from gpooler.auth.scram import Verifier
 from gpooler.config.model import DEFAULT, Document, ListenBody
 from gpooler.config.problems import KeyPath
@@ -74,6 +75,7 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
         for check in (_authentication, _pool):
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
+        yield from _auth_query(path, rule, document)
     for database, body in document.database.items():
         for group, rules in body.group.items():
             for number, rule in enumerate(rules):
@@ -190,10 +192,37 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         secrets = [secret.get_secret_value() for secret in rule.password]
         for text in _unfit_secrets(method, secrets):
             yield Finding((*path, "password"), text, (at,))
-    if rule.auth_query and not (rule.auth_query_db and rule.auth_query_user):
-        yield Finding((*path, "auth_query"), "needs auth_query_db and auth_query_user")
     if rule.auth_query and rule.auth_pam_service:
         yield Finding((*path, "auth_query"), "excludes auth_pam_service")
+
+
+def _auth_query(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    at = (*path, "auth_query")
+    for word in ("auth_query_db", "auth_query_user"):
+        if rule.auth_query is None and getattr(rule, word) is not None:
+            yield Finding((*path, word), "needs auth_query", (at,))
+    if rule.auth_query is None:
+        return
+    try:
+        compile_query(rule.auth_query)
+    except ValueError as error:
+        yield Finding(at, str(error))
+    if not (rule.auth_query_db and rule.auth_query_user):
+        yield Finding(at, "needs auth_query_db and auth_query_user")
+    else:
+        yield from _query_route(path, "auth_query", rule.auth_query_db, rule.auth_query_user, document)
+
+
+def _query_route(
+    path: KeyPath, query: str, database: str, user: str, document: Document
+) -> Iterator[Finding]:
+    """A query of ours needs a rule that says where it goes and as whom."""
+    for _, rule_database, rule_user, rule in rules_of(document):
+        is_its = rule_database in (database, DEFAULT) and rule_user in (user, DEFAULT)
+        if is_its and rule.address is None and rule.connection_type is ConnectionType.DEFAULT:
+            return
+    text = f'there is no rule for database "{database}" and user "{user}" without address and connection_type'
+    yield Finding((*path, f"{query}_db"), text, ((*path, f"{query}_user"), ("database",)))
 
 
 def _unfit_secrets(method: Authentication, secrets: Sequence[str]) -> Iterator[str]:

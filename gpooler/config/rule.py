@@ -43,7 +43,6 @@ from gpooler.config.words import (
 KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
 PROBES_MOST = 127  # and more TCP_KEEPCNT
 USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
-AUTH_QUERY_ADVICE = 'give the secret with "password"'
 LDAP_ADVICE = 'give the secret with "password"'
 
 FORBIDDEN_OPTIONS = {
@@ -92,7 +91,8 @@ class RuleBody(Section):
 
     # who may come in
     authentication: Annotated[Authentication, OneOf(Authentication)] = required(
-        "How a client proves who it is; block refuses everybody. cert and external are not built yet.",
+        "How a client proves who it is; block refuses everybody; peer takes the system's users at Unix "
+        "sockets. cert and external are not built yet.",
         reload=Reload.RULE,
         placeholder="none",
         example="none",
@@ -105,9 +105,23 @@ class RuleBody(Section):
         example="secret",
     )
     auth_common_name: OptionalTexts = not_built((), "Common names that cert accepts.")
-    auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
-    auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
-    auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)
+    auth_query: OptionalStr = option(
+        None,
+        "A query that gives user and password, and maybe until when it is valid, in place of password: $1 or "
+        "%u is the user, %h the client's host. It has 500 ms; answers serve for 15 seconds.",
+        reload=Reload.RULE,
+        example="SELECT usename, passwd, valuntil FROM pg_shadow WHERE usename = $1",
+    )
+    auth_query_db: OptionalStr = option(
+        None,
+        "Database of the rule whose storage and credentials it uses, and there, unless that rule has "
+        "storage_db.",
+        reload=Reload.RULE,
+        example="postgres",
+    )
+    auth_query_user: OptionalStr = option(
+        None, "User of that rule, and there unless it has storage_user.", reload=Reload.RULE, example="auth"
+    )
     auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
     auth_module: OptionalStr = not_built(None, "A loaded module decides.")
     enable_mdb_iamproxy_auth: Bool = not_built(False, "A token is sent to an agent over a Unix socket.")

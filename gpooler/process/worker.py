@@ -11,6 +11,7 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 
 from gpooler import faults
+from gpooler.auth.query import Queries
 from gpooler.broker import messages as broker_messages
 from gpooler.broker.client import BrokerClient, Report
 from gpooler.broker.codec import ChannelProtocolError, Codec, Message
@@ -19,6 +20,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.clients import Clients, wait_notices
 from gpooler.client.login import Login
+from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
 from gpooler.config.words import SessionState, SessionStateCheck
@@ -74,11 +76,12 @@ class Worker:
         self._relay = Relay(counters.address, context.worker, not has_client_max, statement_key)
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
+        resolver = Resolver(config.performance.dns_cache_ttl)
         self._servers = Servers(
             config,
             self._relay,
             counters,
-            Resolver(config.performance.dns_cache_ttl),
+            resolver,
             self._logger,
             self._cancels.deliver,
             lambda route_id: self._admission.total(
@@ -107,6 +110,7 @@ class Worker:
             self._logger,
             context.workers,
             context.mock_key,
+            Sources(config, Queries(config, resolver), context.mock_key, self._logger),
             self._clients.names,
             self._clients.on_adopted,
         )

@@ -76,6 +76,22 @@ def match(
     return _match(_index(rules, is_sequential), database, user, address, connection_type, is_sequential)
 
 
+def rule_for_queries(rules: Iterable[Rule], database: str, user: str) -> Rule | None:
+    """The most specific rule for gpooler's own queries, internal ones included; None when there is none.
+
+    The names are not a client's: a rule that looks at where a client comes from does not take them.
+    """
+    found = [
+        rule
+        for rule in rules
+        if rule.database in (database, DEFAULT)
+        and rule.user in (user, DEFAULT)
+        and rule.address is None
+        and rule.connection_type is ConnectionType.DEFAULT
+    ]
+    return max(found, key=score, default=None)
+
+
 def score(rule: Rule) -> int:
     """How specific a rule is: what it names counts, what is ``default`` does not."""
     return (

@@ -195,7 +195,7 @@ class Servers:
         try:
             opened = open_server(
                 route,
-                self._secrets[route.rule.name],
+                self._secrets[route.rule.name] or route.secret,
                 self._resolver,
                 self._limits.backend_connect_timeout_ms,
                 on_connected,

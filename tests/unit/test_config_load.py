@@ -536,3 +536,33 @@ def test_passwords_that_one_login_cannot_try_are_refused(
     text = DEMO_TEXT.replace('"client-secret"', str(passwords))
     text = re.sub(r'(?m)^authentication = ".*"$', f'authentication = "{method}"', text)
     assert part in only_problem(text).text
+
+
+QUERY = """
+auth_query = "SELECT a, b FROM c WHERE a = $1"
+auth_query_db = "order_app"
+auth_query_user = "default"
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "part"),
+    [
+        (QUERY.replace("auth_query_db", "#"), "auth_query", "needs auth_query_db and auth_query_user"),
+        (QUERY.replace("auth_query_user", "#"), "auth_query", "needs auth_query_db and auth_query_user"),
+        (QUERY.replace("auth_query =", "#"), "auth_query_db", "needs auth_query"),
+        (QUERY.replace("$1", "'x%u'"), "auth_query", "between quotes"),
+        (QUERY.replace('"order_app"', '"other"'), "auth_query_db", 'no rule for database "other"'),
+    ],
+)
+def test_an_auth_query_needs_a_place_to_run_and_its_parameter(lines: str, key: str, part: str) -> None:
+    header = "[database.order_app.user.default]"
+    with pytest.raises(ConfigError) as caught:
+        load_text(DEMO_TEXT.replace(header, header + lines))
+    assert any(p.key.endswith(key) and part in p.text for p in caught.value.problems)
+
+
+def test_an_auth_query_stands_in_place_of_the_password() -> None:
+    header = "[database.order_app.user.default]"
+    text = re.sub("(?m)^(password|storage_password) = .*$", "", DEMO_TEXT.replace(header, header + QUERY))
+    assert load_text(text).config.rules[0].auth_query is not None
