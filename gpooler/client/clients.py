@@ -119,6 +119,7 @@ class Clients:
         assert self.login is not None
         self._express = Express(self._relay, self._counters.address, self.login, self.on_adopted)
         self.login.remember = self._express.remember
+        self.login.forget = self._express.forget
         self._entrance = Entrance(self._express)
         watcher = get_hub().loop.io(self._entrance.fd, 1)
         watcher.start(self._entrance.poll)

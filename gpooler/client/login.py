@@ -12,6 +12,7 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done, Later
+from gpooler.auth.groups import Groups
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
@@ -100,6 +101,7 @@ class Login:
         workers: int,
         mock_key: bytes,
         sources: Sources,
+        groups: Groups,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
     ) -> None:
@@ -118,12 +120,16 @@ class Login:
         }
         self._mock_key = mock_key
         self._sources = sources
+        self._groups = groups
+        self._plans.members = groups.members
+        groups.on_change = self._on_members
         self._names = names
         self._on_adopted = on_adopted
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
         self.remember: Remember = lambda *_: None
+        self.forget: Callable[[], None] = lambda: None  # what was remembered
 
     # -- the entrance speaks
 
@@ -217,8 +223,19 @@ class Login:
             guest.expect_startup()
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
-        else:
+        elif self._groups.is_ready:
             self._begin(guest, self._plans.make(guest, data, packet))
+        else:
+            gevent.spawn(self._wait_for_groups, guest, data, packet)
+
+    def _on_members(self) -> None:
+        self._plans.forget()
+        self.forget()
+
+    def _wait_for_groups(self, guest: Guest, data: bytes, packet: Startup) -> None:
+        """The first logins of a worker: who is in which group is being asked."""
+        self._groups.wait()
+        self._in_greenlet(guest, lambda: self._begin(guest, self._plans.make(guest, data, packet)))
 
     def _cancel(self, guest: Guest, packet: CancelRequest) -> None:
         try:
@@ -275,8 +292,17 @@ class Login:
         """Somebody else decides; the client may be gone by then."""
         try:
             said = later.work()
+        except GpoolerError as error:
             if guest.fd >= 0:
-                self._go_on(guest, said)
+                self._end(guest, error)
+        else:
+            self._in_greenlet(guest, lambda: self._go_on(guest, said))
+
+    def _in_greenlet(self, guest: Guest, step: Callable[[], None]) -> None:
+        """A step outside the entrance's calls, if the client is there still."""
+        try:
+            if guest.fd >= 0:
+                step()
             if guest.fd >= 0:
                 guest.resume()
         except (GpoolerError, ClientGone) as error:

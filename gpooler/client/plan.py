@@ -23,7 +23,7 @@ from gpooler.config import values
 from gpooler.config.model import Authentication, Config, ConnectionType, Rule
 from gpooler.net.interfaces import interfaces
 from gpooler.routing.route import Route
-from gpooler.routing.rules import Rules
+from gpooler.routing.rules import NO_MEMBERS, Members, Rules
 from gpooler.server.servers import READ_ONLY
 from gpooler.wire.startup import Replication, Startup
 
@@ -123,10 +123,15 @@ class Plans:
             rule.name: secret_of(rule.password) for rule in config.rules if rule.password is not None
         }
         self._is_debug = is_debug
+        self.members: Members = NO_MEMBERS  # of groups; whoever changes it calls ``forget``
         self._plans: dict[tuple[bytes, bytes | bool], Plan] = {}
 
     def __len__(self) -> int:
         return len(self._plans)
+
+    def forget(self) -> None:
+        """Find everything anew: the members of a group have changed."""
+        self._plans.clear()
 
     def find(self, guest: Guest, data: bytes) -> Plan | None:
         """The plan for a startup packet (without its length word); None when it is new."""
@@ -136,7 +141,7 @@ class Plans:
         """A plan for ``data``, which says ``packet``."""
         address = ip_address(guest.address) if self.has_addresses and guest.family else None
         kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
-        rule = self._rules.match(packet.database, packet.user, address, kind)
+        rule = self._rules.match(packet.database, packet.user, address, kind, self.members)
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
         self._apply_hba(plan, kind, address)

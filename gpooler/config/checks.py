@@ -13,7 +13,7 @@ from gpooler.auth.query_text import compile_query
 from gpooler.auth.scram import Verifier
 from gpooler.config.model import DEFAULT, Document, ListenBody
 from gpooler.config.problems import KeyPath
-from gpooler.config.rule import RuleBody
+from gpooler.config.rule import GroupBody, RuleBody
 from gpooler.config.storage import Endpoint, parse_endpoints, socket_path
 from gpooler.config.words import (
     Authentication,
@@ -76,20 +76,26 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
         yield from _auth_query(path, rule, document)
-    for database, body in document.database.items():
-        for group, rules in body.group.items():
-            for number, rule in enumerate(rules):
-                if missing := [word for word in GROUP_QUERY if getattr(rule, word) is None]:
-                    path = ("database", database, "group", group, number)
-                    yield Finding(path, f"a group needs {', '.join(missing)}")
+        if isinstance(rule, GroupBody):
+            yield from _group(path, rule, document)
+
+
+def _group(path: KeyPath, rule: GroupBody, document: Document) -> Iterator[Finding]:
+    if missing := [word for word in GROUP_QUERY if getattr(rule, word) is None]:
+        yield Finding(path, f"a group needs {', '.join(missing)}")
+    elif rule.group_query_db and rule.group_query_user:
+        yield from _query_route(path, "group_query", rule.group_query_db, rule.group_query_user, document)
 
 
 def rules_of(document: Document) -> Iterator[tuple[KeyPath, str, str, RuleBody]]:
-    """Every rule with its path (with a number, array or not), database and user."""
+    """Every rule with its path (with a number, array or not), database and user; a group's takes any."""
     for database, body in document.database.items():
         for user, rules in body.user.items():
             for number, rule in enumerate(rules):
                 yield ("database", database, "user", user, number), database, user, rule
+        for group, members in body.group.items():
+            for number, rule in enumerate(members):
+                yield ("database", database, "group", group, number), database, DEFAULT, rule
 
 
 def _service(document: Document) -> Iterator[Finding]:
@@ -165,8 +171,8 @@ def _names(document: Document) -> Iterator[Finding]:
 
 def _rules(document: Document) -> Iterator[Finding]:
     seen: dict[tuple[object, ...], KeyPath] = {}
-    for path, database, user, rule in rules_of(document):
-        key = (database, user, rule.address, rule.connection_type)
+    for path, database, _, rule in rules_of(document):
+        key = (database, *path[2:4], rule.address, rule.connection_type)
         if key in seen:
             depends = tuple((*rule_path, word) for rule_path in (path, seen[key]) for word in TOLD_APART_BY)
             text = f"has the address and connection_type of number {seen[key][-1]} of this array"
@@ -217,8 +223,9 @@ def _query_route(
     path: KeyPath, query: str, database: str, user: str, document: Document
 ) -> Iterator[Finding]:
     """A query of ours needs a rule that says where it goes and as whom."""
-    for _, rule_database, rule_user, rule in rules_of(document):
+    for rule_path, rule_database, rule_user, rule in rules_of(document):
         is_its = rule_database in (database, DEFAULT) and rule_user in (user, DEFAULT)
+        is_its = is_its and rule_path[2] == "user"
         if is_its and rule.address is None and rule.connection_type is ConnectionType.DEFAULT:
             return
     text = f'there is no rule for database "{database}" and user "{user}" without address and connection_type'

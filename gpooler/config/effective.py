@@ -37,7 +37,8 @@ def effective(config: Config) -> str:
     for name, shared_pool in config.shared_pool.items():
         writer.table(("shared_pool", name), shared_pool)
     for rule in config.rules:
-        writer.table(("database", rule.database, "user", rule.user), rule, is_array=is_of_array(rule))
+        whom = ("user", rule.user) if rule.group is None else ("group", rule.group)
+        writer.table(("database", rule.database, *whom), rule, is_array=is_of_array(rule))
     text = "\n".join(writer.blocks)
     if tomllib.loads(text) != writer.values:
         raise EffectiveError("the effective configuration does not read back as it was written")

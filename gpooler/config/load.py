@@ -14,6 +14,7 @@ from gpooler.config.model import (
     Config,
     Document,
     DropOptions,
+    GroupRule,
     Listen,
     Rule,
     Service,
@@ -21,7 +22,7 @@ from gpooler.config.model import (
 )
 from gpooler.config.options import SECRET_KEYS, submodel
 from gpooler.config.problems import ConfigError, Problem, quoted_key
-from gpooler.config.rule import Section
+from gpooler.config.rule import GroupBody, Section
 from gpooler.config.source import Origin, Source, read_file, read_secret, read_text
 from gpooler.config.storage import parse_endpoints, socket_path
 from gpooler.config.validate import Validated, as_written, validate
@@ -145,10 +146,14 @@ def _rules(source: Source, document: Document) -> list[Rule]:
     """In the order of the files, which is not the order in which the tables nest."""
     found: list[tuple[Origin, Rule]] = []
     for path, database, user, body in checks.rules_of(document):
-        is_array = isinstance(source.values["database"][database]["user"][user], list)
-        name = f"{quoted_key(database)}.{quoted_key(user)}" + (f"[{path[-1]}]" if is_array else "")
-        rule = Rule.model_construct(
-            body.model_fields_set, **_fields(body), name=name, database=database, user=user
+        word, key = str(path[2]), str(path[3])
+        is_array = isinstance(source.values["database"][database][word][key], list)
+        parts = [database, key] if word == "user" else [database, word, key]
+        name = ".".join(quoted_key(part) for part in parts) + (f"[{path[-1]}]" if is_array else "")
+        group = None if word == "user" else key
+        kind = GroupRule if isinstance(body, GroupBody) else Rule
+        rule = kind.model_construct(
+            body.model_fields_set, **_fields(body), name=name, database=database, user=user, group=group
         )
         origin = source.origin(path if is_array else path[:-1])
         if origin is None:

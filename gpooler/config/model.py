@@ -292,9 +292,7 @@ class Routing(Section):
         "client decides, and none refuses it; unset: the rules alone decide. Relative to the file that has "
         "it.",
     )
-    group_checker_interval: Annotated[int, Number("ms", least=1)] = not_built(
-        7000, "Period of group queries."
-    )
+    group_checker_interval: Annotated[int, Number("ms", least=1)] = option(7000, "Period of group queries.")
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
     smart_search_path_enquoting: Bool = ignored(
         False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
@@ -447,7 +445,9 @@ class DatabaseRules(Section):
     """``[database.NAME]``: its users and groups. One table is kept as a list of one."""
 
     user: Mapping[str, tuple[RuleBody, ...]] = option({}, "Rules by user name.", reload=Reload.RULE)
-    group: Mapping[str, tuple[GroupBody, ...]] = not_built({}, "Rules by group name.", "name the users")
+    group: Mapping[str, tuple[GroupBody, ...]] = option(
+        {}, "Rules by group name, for the members that a query names.", reload=Reload.RULE
+    )
 
 
 class Document(Section):
@@ -495,7 +495,8 @@ class Rule(RuleBody):
 
     name: str
     database: str
-    user: str
+    user: str  # DEFAULT for a group's, which says itself whom it takes
+    group: str | None = None
 
     @property
     def is_default_database(self) -> bool:
@@ -509,6 +510,10 @@ class Rule(RuleBody):
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+
+class GroupRule(GroupBody, Rule):
+    """A rule for the members of ``group``: ``order_app.group.staff``."""
 
 
 class Config(Section):

@@ -378,9 +378,18 @@ class RuleBody(Section):
 class GroupBody(RuleBody):
     """A rule for the members of a group that a query names."""
 
-    group_query: OptionalStr = not_built(None, "First column: the names of the members.")
-    group_query_user: OptionalStr = not_built(None, "User of the route it runs on.")
-    group_query_db: OptionalStr = not_built(None, "Database of the route it runs on.")
+    group_query: OptionalStr = option(
+        None,
+        "First column: the names of the members. Asked every group_checker_interval, by each worker.",
+        reload=Reload.RULE,
+        example="SELECT member FROM staff",
+    )
+    group_query_user: OptionalStr = option(
+        None, "As auth_query_user, for group_query.", reload=Reload.RULE, example="auth"
+    )
+    group_query_db: OptionalStr = option(
+        None, "As auth_query_db, for group_query.", reload=Reload.RULE, example="postgres"
+    )
 
 
 class Watchdog(RuleBody):

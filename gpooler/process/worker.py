@@ -11,6 +11,7 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 
 from gpooler import faults
+from gpooler.auth.groups import Groups
 from gpooler.auth.query import Queries
 from gpooler.broker import messages as broker_messages
 from gpooler.broker.client import BrokerClient, Report
@@ -77,6 +78,8 @@ class Worker:
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         resolver = Resolver(config.performance.dns_cache_ttl)
+        queries = Queries(config, resolver)
+        self._groups = Groups(config, queries, self._logger)
         self._servers = Servers(
             config,
             self._relay,
@@ -110,7 +113,8 @@ class Worker:
             self._logger,
             context.workers,
             context.mock_key,
-            Sources(config, Queries(config, resolver), context.mock_key, self._logger),
+            Sources(config, queries, context.mock_key, self._logger),
+            self._groups,
             self._clients.names,
             self._clients.on_adopted,
         )
@@ -134,6 +138,7 @@ class Worker:
         gevent.spawn(beat, self._counters)
         control_channel = Channel(self._context.control, control.CODEC)
         gevent.spawn(self._obey, control_channel)
+        self._groups.start()
         self._clients.start()
         control_channel.send(control.Ready(os.getpid()))
         self._ended.wait()

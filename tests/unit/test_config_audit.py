@@ -118,7 +118,6 @@ def test_what_does_nothing_is_warned_about_by_name_with_the_reason(option: Optio
         "soft_oom",
         "ldap_endpoint.x",
         "storage.order_storage.watchdog",
-        "database.order_app.group.staff",
         f"{RULE}.ldap_storage_credentials.x",
     ],
 )
