@@ -57,6 +57,7 @@ SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
 READY: Final = messages.ready_for_query()
 ASKS_PASSWORD: Final = (Authentication.CLEAR_TEXT, Authentication.MD5, Authentication.SCRAM_SHA_256)
+IN_CLEAR: Final = (Authentication.CLEAR_TEXT, Authentication.EXTERNAL)  # what they ask for others can read
 STARTUP_VALUES: Final = {Replication.PHYSICAL: "true", Replication.DATABASE: "database"}
 
 
@@ -254,7 +255,7 @@ class Login:
             guest.conversation = self._unknown(packet)
         elif plan.refusal:
             # who is to be kept out must not be asked for a password that others could read
-            is_overheard = guest.family and plan.method is Authentication.CLEAR_TEXT
+            is_overheard = guest.family and plan.method in IN_CLEAR
             method = Authentication.SCRAM_SHA_256 if is_overheard else plan.method
             guest.conversation = self._doomed(packet, method, plan.refusal)
         else:
@@ -284,7 +285,9 @@ class Login:
 
     def _doomed(self, packet: Startup, method: Authentication, cause: str) -> exchange.Exchange:
         """An exchange that fails as one by ``method`` does with a wrong password."""
-        if method not in ASKS_PASSWORD:
+        if method is Authentication.EXTERNAL:
+            method = Authentication.CLEAR_TEXT  # as it asks
+        elif method not in ASKS_PASSWORD:
             method = Authentication.SCRAM_SHA_256
         return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
 

@@ -16,6 +16,7 @@ from gpooler.auth.offload import Offload, OffloadError
 from gpooler.auth.query import Queries, QueryFailed
 from gpooler.auth.query_text import QueryText, compile_query
 from gpooler.auth.secrets import Secret
+from gpooler.client.agents import Agents
 from gpooler.client.entrance import Guest
 from gpooler.client.plan import Plan
 from gpooler.clock import wall
@@ -42,7 +43,7 @@ class Sources:
     """Those of one worker; made in its hub."""
 
     def __init__(self, config: Config, queries: Queries, mock_key: bytes, logger: Logger) -> None:
-        """``mock_key``: see ``auth.exchange``."""
+        """``mock_key``: see ``auth.exchange``. Raises ConfigurationError."""
         self._queries = queries
         self._mock_key = mock_key
         self._logger = logger
@@ -51,6 +52,7 @@ class Sources:
             rule.name: compile_query(rule.auth_query) for rule in config.rules if rule.auth_query
         }
         self._lookups = Lookups(self._fetch, self._on_failure)
+        self._agents = Agents(config, logger)
         self._peers: Offload | None = None
 
     def exchange(self, guest: Guest, plan: Plan, md5_salt: bytes | None) -> Exchange:
@@ -60,16 +62,19 @@ class Sources:
         user = plan.packet.user
         if plan.method is Authentication.PEER:
             return PeerExchange(user, peer.peer_uid(guest.fd), self._name_of)
+        check = self._agents.of(guest, plan, rule)
         begin = partial(
             exchange.begin,
-            plan.method,
+            # an agent is shown what the client sends
+            Authentication.CLEAR_TEXT if plan.method is Authentication.EXTERNAL else plan.method,
             user,
             mock_key=self._mock_key,
             # with a query invented user names cost none, and each stored verifier has its own salt
             salt_name=rule.name if rule.is_default_user and not rule.auth_query else None,
             md5_salt=md5_salt,
+            check=check,
         )
-        if rule.auth_query and plan.method is not Authentication.NONE:
+        if rule.auth_query and check is None and plan.method is not Authentication.NONE:
             host = guest.host if self._texts[rule.name].has_host else ""
             return QueriedExchange(begin, user, (rule.name, user, host), self._lookups)
         return begin(secret=plan.secret)

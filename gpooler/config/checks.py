@@ -32,7 +32,8 @@ CLEAR_TEXT_SOURCES: Final = (
     "ldap_endpoint_name",
     "enable_mdb_iamproxy_auth",
 )
-NOT_BUILT_AUTHENTICATION: Final = (Authentication.CERT, Authentication.EXTERNAL)
+NOT_BUILT_AUTHENTICATION: Final = (Authentication.CERT,)
+AGENTS: Final = ("auth_module", "enable_mdb_iamproxy_auth")  # these decide about a password, and alone
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
 TOLD_APART_BY: Final = ("address", "connection_type")
 SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
@@ -72,7 +73,7 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
     yield from _names(document)
     yield from _rules(document)
     for path, _, _, rule in rules_of(document):
-        for check in (_authentication, _pool):
+        for check in (_authentication, _agents, _pool):
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
         yield from _auth_query(path, rule, document)
@@ -230,6 +231,20 @@ def _query_route(
             return
     text = f'there is no rule for database "{database}" and user "{user}" without address and connection_type'
     yield Finding((*path, f"{query}_db"), text, ((*path, f"{query}_user"), ("database",)))
+
+
+def _agents(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    given = [word for word in AGENTS if getattr(rule, word)]
+    at = (*path, "authentication")
+    for word in given:
+        if rule.authentication is not Authentication.CLEAR_TEXT:
+            yield Finding((*path, word), f'needs authentication = "{Authentication.CLEAR_TEXT}"', (at,))
+        for other in ("password", "auth_query"):
+            if getattr(rule, other):
+                text = f"excludes {other}; what gpooler gives the server is storage_password"
+                yield Finding((*path, word), text, ((*path, other),))
+    if len(given) > 1:
+        yield Finding((*path, given[1]), f"excludes {given[0]}", ((*path, given[0]),))
 
 
 def _unfit_secrets(method: Authentication, secrets: Sequence[str]) -> Iterator[str]:

@@ -33,6 +33,7 @@ from gpooler.config.values import (
     Positive,
     Secret,
     Size,
+    SocketPath,
     Str,
     Text,
     Workers,
@@ -297,8 +298,10 @@ class Routing(Section):
     smart_search_path_enquoting: Bool = ignored(
         False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
     )
-    external_auth_socket_path: Str = not_built(
-        "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
+    external_auth_socket_path: SocketPath = option(
+        "/tmp/external-auth.sock",
+        'Unix socket of the agent for authentication = "external". Better in a directory that only gpooler '
+        "and the agent can write to.",
     )
     virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
     virtual_transaction: Bool = option(

@@ -10,6 +10,7 @@ from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.values import (
     Bool,
     Count,
+    EntryPoint,
     FreeText,
     Ignored,
     Ms,
@@ -27,6 +28,7 @@ from gpooler.config.values import (
     Positive,
     Quantiles,
     Seconds,
+    SocketPath,
     Str,
 )
 from gpooler.config.words import (
@@ -92,7 +94,7 @@ class RuleBody(Section):
     # who may come in
     authentication: Annotated[Authentication, OneOf(Authentication)] = required(
         "How a client proves who it is; block refuses everybody; peer takes the system's users at Unix "
-        "sockets. cert and external are not built yet.",
+        "sockets; external shows a clear-text token to an agent. cert is not built yet.",
         reload=Reload.RULE,
         placeholder="none",
         example="none",
@@ -123,10 +125,19 @@ class RuleBody(Section):
         None, "User of that rule, and there unless it has storage_user.", reload=Reload.RULE, example="auth"
     )
     auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
-    auth_module: OptionalStr = not_built(None, "A loaded module decides.")
-    enable_mdb_iamproxy_auth: Bool = not_built(False, "A token is sent to an agent over a Unix socket.")
-    mdb_iamproxy_socket_path: Str = not_built(
-        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent."
+    auth_module: Annotated[str | None, EntryPoint()] = option(
+        None,
+        "A Python function, package.module:function, decides about a clear-text password: called with user, "
+        "database, address and password (bytes) in a thread, True lets the client in.",
+        reload=Reload.RULE,
+    )
+    enable_mdb_iamproxy_auth: Bool = option(
+        False,
+        "An agent at a Unix socket of its own decides about a clear-text token, as with external.",
+        reload=Reload.RULE,
+    )
+    mdb_iamproxy_socket_path: SocketPath = option(
+        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent.", reload=Reload.RULE
     )
     ldap_endpoint_name: OptionalStr = not_built(None, "Check a clear-text password by LDAP.", LDAP_ADVICE)
     ldap_storage_credentials_attr: OptionalStr = not_built(None, "LDAP attribute that lists storage groups.")

@@ -198,6 +198,24 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class EntryPoint(Kind):
+    """The name of a Python function."""
+
+    def parse(self, value: Any) -> str:
+        text = plain_text(value)
+        name = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+        if not re.fullmatch(f"{name}:{name}", text):
+            raise ValueError(f"must be {self.describe()}")
+        return text
+
+    def describe(self) -> str:
+        return "the name of a Python function, package.module:function"
+
+    def short(self) -> str:
+        return "function"
+
+
+@dataclass(frozen=True)
 class PlainSql(Kind):
     """SQL that is sent whatever a session's ``client_encoding`` is: ASCII, and not empty."""
 
@@ -484,5 +502,6 @@ OptionalStr = Annotated[str | None, Text()]
 OptionalInt = Annotated[int | None, Number(least=-INT_MAX)]
 Ignored = Annotated[Any, Anything()]
 OptionalSecret = Annotated[Secret | None, SecretText()]
+SocketPath = Annotated[str, Text(107)]  # sun_path of sockaddr_un, less the closing zero
 OptionalSecrets = Annotated[tuple[Secret, ...] | None, SecretTexts()]
 OptionalTexts = Annotated[tuple[str, ...], TextList()]

@@ -25,12 +25,14 @@ from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
 from gpooler.config.words import SessionState, SessionStateCheck
+from gpooler.errors import ConfigurationError
+from gpooler.logs.direct import Log
 from gpooler.logs.queued import open_log
 from gpooler.net.resolve import Resolver
 from gpooler.net.tcp import tcp_settings
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
-from gpooler.process.context import EXIT_OK, WorkerContext
+from gpooler.process.context import EXIT_BOOT, EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
@@ -50,7 +52,14 @@ def run_worker(context: WorkerContext) -> int:
     patch()
     if context.is_debug:
         faults.connect(f"worker {context.worker}")
-    return Worker(context).run()
+    log = open_log(context.log, lambda total: context.counters.set_process(ProcessWord.LOG_LINES_LOST, total))
+    try:
+        worker = Worker(context, log)
+    except ConfigurationError as error:
+        log.logger.fatal(error.log_text(), context="worker")
+        log.close()
+        return EXIT_BOOT
+    return worker.run()
 
 
 # as the relay counts them (relay/engine.pxd: StateMode, CheckMode)
@@ -61,14 +70,13 @@ CHECK_MODES: Final = {mode: number for number, mode in enumerate(SessionStateChe
 class Worker:
     """One worker. Everything but the relay runs in this process' hub."""
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, log: Log) -> None:
+        """Raises ConfigurationError."""
         self._context = context
         config, counters = context.config, context.counters
         self._config = config
         self._counters = counters
-        self._log = open_log(
-            context.log, lambda total: counters.set_process(ProcessWord.LOG_LINES_LOST, total)
-        )
+        self._log = log
         self._logger = self._log.logger
         # where the number of clients is limited somebody may wait for a place
         has_client_max = config.limits.client_max or any(rule.client_max for rule in config.rules)

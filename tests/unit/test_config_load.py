@@ -566,3 +566,49 @@ def test_an_auth_query_stands_in_place_of_the_password() -> None:
     header = "[database.order_app.user.default]"
     text = re.sub("(?m)^(password|storage_password) = .*$", "", DEMO_TEXT.replace(header, header + QUERY))
     assert load_text(text).config.rules[0].auth_query is not None
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "part"),
+    [
+        ('auth_module = "os:x"', "auth_module", "excludes password"),
+        ("enable_mdb_iamproxy_auth = true", "enable_mdb_iamproxy_auth", "excludes password"),
+        (
+            'auth_module = "os:x"\nenable_mdb_iamproxy_auth = true',
+            "enable_mdb_iamproxy_auth",
+            "excludes auth_mo",
+        ),
+        ('auth_module = "os"', "auth_module", "the name of a Python function"),
+        ('auth_module = "os:x;y"', "auth_module", "the name of a Python function"),
+        (f'mdb_iamproxy_socket_path = "/{"x" * 107}"', "mdb_iamproxy_socket_path", "at most 107"),
+    ],
+)
+def test_who_judges_a_password_judges_alone(lines: str, key: str, part: str) -> None:
+    header = "[database.order_app.user.default]"
+    with pytest.raises(ConfigError) as caught:
+        load_text(DEMO_TEXT.replace(header, f"{header}\n{lines}"))
+    assert any(p.key.endswith(key) and part in p.text for p in caught.value.problems)
+
+
+@pytest.mark.parametrize("option", ['auth_module = "os:x"', "enable_mdb_iamproxy_auth = true"])
+def test_who_judges_a_password_must_be_shown_it(option: str) -> None:
+    text = re.sub("(?m)^authentication = .*$", f'authentication = "md5"\n{option}', DEMO_TEXT)
+    with pytest.raises(ConfigError, match='needs authentication = "clear_text"'):
+        load_text(text)
+
+
+@pytest.mark.parametrize("missing", ["group_query", "group_query_db", "group_query_user"])
+def test_a_group_needs_its_query_and_a_place_for_it(missing: str) -> None:
+    body = {
+        "authentication": "none", "storage": "order_storage", "pool": "session",
+        "group_query": "SELECT 1", "group_query_db": "order_app", "group_query_user": "x",
+    }  # fmt: skip
+
+    def text(change: dict[str, str]) -> str:
+        lines = "".join(f'{key} = "{value}"\n' for key, value in {**body, **change}.items() if value)
+        return f"{DEMO_TEXT}\n[database.order_app.group.staff]\n{lines}"
+
+    rule = load_text(text({})).config.rules[-1]
+    assert (rule.name, rule.group, rule.user) == ("order_app.group.staff", "staff", "default")
+    assert f"a group needs {missing}" in only_problem(text({missing: ""})).text
+    assert 'no rule for database "other"' in only_problem(text({"group_query_db": "other"})).text
