@@ -428,7 +428,7 @@ class Login:
         if self._config.limits.client_max is not None or not plan.is_plain or self.is_draining:
             return
         stored = None
-        if rule.authentication is Authentication.MD5:
+        if plan.method is Authentication.MD5:
             stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None
             if stored is None:
                 return  # a SCRAM verifier: the exchange is SCRAM's

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually
-from tests.harness.client import ServerError, startup
+from tests.harness.client import ServerError, message, startup, text
 
 Factory = Callable[..., Gpooler]
 
@@ -77,7 +77,7 @@ def test_stored_secrets_let_in_and_open_servers_though_no_password_is_configured
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
     """Of a SCRAM user gpooler knows the keys of the client's login, of an MD5 user the hash."""
-    gpooler = gpooler_factory(postgres, config=config())
+    gpooler = gpooler_factory(postgres, config={**config(), "logging": {"log_debug": True}})
     for _ in range(3):
         for user, method in (("scram_user", "scram-sha-256"), ("md5_user", "md5")):
             with gpooler.connect(user, require_auth=method) as connection:
@@ -87,6 +87,33 @@ def test_stored_secrets_let_in_and_open_servers_though_no_password_is_configured
     eventually(lambda: "no password for this user" in gpooler.log())
     stored = [str(row[0]) for row in postgres.query("SELECT passwd FROM pg_shadow WHERE passwd IS NOT NULL")]
     assert not [secret for secret in (*stored, PASSWORD) if secret in gpooler.log()]
+
+
+def test_an_invented_user_meets_the_same_exchange_as_a_real_one(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, config=config(authentication="scram-sha-256"))
+
+    def exchange(user: str) -> tuple[list[tuple[bytes, int]], bytes]:
+        """Kind and length of each message up to the refusal, and the salt."""
+        with gpooler.raw() as client:
+            client.send(startup(user, "app"))
+            said = [client.read()]
+            first = b"n,,n=,r=clientnonce"
+            client.send(message(b"p", text("SCRAM-SHA-256") + len(first).to_bytes(4, "big") + first))
+            said.append(client.read())
+            nonce, salt, count = said[-1].body[4:].split(b",")
+            assert count == b"i=4096"
+            client.send(message(b"p", b"c=biws," + nonce + b",p=" + b"A" * 43 + b"="))
+            said += client.read_to_end()
+            assert said[-1].fields()["C"] == "28P01"
+            return [(one.kind, len(one.body)) for one in said], salt
+
+    real, invented = exchange("scram_user"), exchange("peter_user")  # names of one length
+    assert real[0] == invented[0]
+    assert real[1] != invented[1]
+    assert len({exchange("peter_user")[1] for _ in range(4)}) == 1
+    assert exchange("paula_user")[1] != invented[1]
 
 
 @pytest.mark.parametrize("pool", ["session", "transaction"])

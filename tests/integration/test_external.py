@@ -40,7 +40,7 @@ def start(postgres: Postgres, gpooler_factory: Factory, path: Path, *, is_iampro
     else:
         rule = {"authentication": "external"}
         config = {"routing": {"external_auth_socket_path": str(path)}}
-    config["logging"] = {"log_format": "<%x> [%i] (%c) %m", "log_session": True}
+    config["logging"] = {"log_format": "<%x> [%i] (%c) %m", "log_session": True, "log_debug": True}
     return gpooler_factory(postgres, rule=rule, config=config)
 
 

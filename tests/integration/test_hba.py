@@ -93,6 +93,19 @@ def test_who_is_refused_over_tcp_is_not_asked_for_a_clear_password(
         assert client.read().body[:4] == b"\0\0\0\x0a"
 
 
+@pytest.mark.parametrize("own", ["none", "md5", "scram-sha-256", "clear_text"])
+@pytest.mark.parametrize("named", ["password", "md5", "scram-sha-256"])
+def test_a_named_method_holds_for_every_login_whatever_the_rules_is(
+    postgres: Postgres, gpooler_factory: Factory, directory: Path, own: str, named: str
+) -> None:
+    rule = {"authentication": own, "password": PASSWORD}
+    gpooler = gpooler_factory(postgres, rule=rule, config=config(directory, f"host all all all {named}"))
+    for _ in range(5):
+        gpooler.connect("u", require_auth=named).close()
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            gpooler.connect("u", password="wrong")
+
+
 def test_a_blocked_user_stays_blocked(postgres: Postgres, gpooler_factory: Factory, directory: Path) -> None:
     rule = {"authentication": "block", "password": PASSWORD}
     gpooler = gpooler_factory(postgres, rule=rule, config=config(directory, "host all all all md5"))
