@@ -263,6 +263,7 @@ class Postgres:
 
     def kill(self, pid: int) -> None:
         """``kill -9`` one backend: PostgreSQL drops all connections and recovers; waits for that."""
+        self.query("CHECKPOINT")  # or it recovers all that the tests have written so far
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{pid}").exists())
         eventually(self._answers, within=30)
