@@ -86,8 +86,8 @@ class Worker:
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
         resolver = Resolver(config.performance.dns_cache_ttl)
-        queries = Queries(config, resolver)
-        self._groups = Groups(config, queries, self._logger)
+        # with connections of their own: a group's query that hangs takes none from a login's
+        self._groups = Groups(config, Queries(config, resolver), self._logger)
         self._servers = Servers(
             config,
             self._relay,
@@ -121,7 +121,7 @@ class Worker:
             self._logger,
             context.workers,
             context.mock_key,
-            Sources(config, queries, context.mock_key, self._logger),
+            Sources(config, Queries(config, resolver), context.mock_key, self._logger),
             self._groups,
             self._clients.names,
             self._clients.on_adopted,

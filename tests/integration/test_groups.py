@@ -7,8 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from gpooler.auth import md5
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually
-from tests.harness.client import startup
+from tests.harness.client import ServerError, message, startup
 
 Factory = Callable[..., Gpooler]
 QUERY = "SELECT name FROM staff"
@@ -123,3 +124,20 @@ def test_a_client_that_leaves_while_it_waits_for_the_first_answer_leaves_nothing
     with gpooler.raw() as client:
         client.send(startup("anna", "shop"))
     assert get_in(gpooler, "bert") == ""
+
+
+def test_a_login_under_way_when_its_user_leaves_opens_no_door_to_the_next(
+    postgres: Postgres, gpooler_factory: Factory, staff: None
+) -> None:
+    gpooler = gpooler_factory(postgres, config=config())
+    assert get_in(gpooler, "bert") == ""  # the parameters of the route are known: logins are short
+    with gpooler.raw() as client:
+        client.send(startup("anna", "shop"))
+        salt = client.read().body[4:]
+        postgres.query("DELETE FROM staff WHERE name = 'anna'", "app")
+        eventually(lambda: "group shop.group.staff has 2 members" in gpooler.log())
+        stored = md5.hash_password(PASSWORD.encode(), b"anna")
+        client.send(message(b"p", md5.response(stored, salt) + b"\0"))
+        client.read_until()
+        with gpooler.raw() as other, pytest.raises(ServerError, match="is blocked"):
+            other.login("anna", "shop", PASSWORD)
