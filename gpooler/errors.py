@@ -129,6 +129,17 @@ class AuthenticationFailed(ClientFault):
         super().__init__(f'password authentication failed for user "{user}"', cause=cause)
 
 
+class AuthenticationUndecided(AuthenticationFailed):
+    """Who decides could not be asked. The client cannot tell, but it did not guess a password wrongly."""
+
+
+class AuthQueryFailed(InvalidAuthorization):
+    """An ``auth_query`` gave no answer. The text is that of every failed login."""
+
+    def __init__(self, user: str, *, cause: str) -> None:
+        super().__init__(f'password authentication failed for user "{user}"', cause=cause)
+
+
 class NoRule(ClientFault):
     """No rule of the configuration matches."""
 

@@ -6,14 +6,15 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 ``CheckPWChallengeAuth`` does.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from gpooler.auth import md5, scram
 from gpooler.auth.randomness import random_bytes
 from gpooler.auth.scram import ScramKeys, ScramServer, Verifier
-from gpooler.auth.secrets import Secret, SecretKind
+from gpooler.auth.secrets import Secret
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
 from gpooler.wire import messages
 from gpooler.wire.text import encode
@@ -37,6 +38,7 @@ class Done:
     messages: bytes
     password: bytes | None = field(default=None, repr=False)  # clear text, where the client sent it
     keys: ScramKeys | None = None  # from a SCRAM exchange: log in to servers with the same verifier
+    secret: Secret | None = None  # what it was compared with, where the configuration does not have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Later:
     """
 
     work: Callable[[], bytes | Done]
+
+
+# Somebody else's word on a clear-text password. As ``Later.work``: yields, has a deadline, raises.
+Check = Callable[[bytes], Done]
 
 
 class Exchange(Protocol):
@@ -72,6 +78,7 @@ def begin(
     md5_salt: bytes | None = None,
     binding: bytes | None = None,
     unknown_cause: str = NO_PASSWORD,
+    check: Check | None = None,
 ) -> Exchange:
     """The exchange for ``method``, one of the names of the option ``authentication``.
 
@@ -82,13 +89,13 @@ def begin(
     ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
     given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
     ``md5_salt`` was sent already, with an MD5 challenge. ``binding``: channel binding of the client's TLS
-    session, None or empty where there is none.
+    session, None or empty where there is none. ``check`` decides in place of ``secret`` with ``clear_text``.
 
     Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
     """
     salt_name = user if salt_name is None else salt_name
     if method == MD5:
-        if secret is None or secret.kind is not SecretKind.SCRAM:
+        if secret is None or not secret.wants_scram:
             return _Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
         return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
     if method == SCRAM_SHA_256:
@@ -96,7 +103,7 @@ def begin(
     if method == NONE:
         return _NoExchange()
     if method == CLEAR_TEXT:
-        return _ClearTextExchange(user, secret, unknown_cause)
+        return _ClearTextExchange(user, secret, unknown_cause, check)
     raise ConfigurationError(f'authentication "{method}" cannot be used with a password')
 
 
@@ -146,21 +153,25 @@ class _NoExchange:
 class _ClearTextExchange:
     """``clear_text``."""
 
-    __slots__ = ("_secret", "_unknown_cause", "_user")
+    __slots__ = ("_check", "_secret", "_unknown_cause", "_user")
 
-    def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
+    def __init__(self, user: str, secret: Secret | None, unknown_cause: str, check: Check | None) -> None:
         self._user = user
         self._secret = secret
         self._unknown_cause = unknown_cause
+        self._check = check
 
     def challenge(self) -> bytes | Done:
         return messages.authentication_cleartext_password()
 
-    def answer(self, body: bytes) -> bytes | Done:
+    def answer(self, body: bytes) -> bytes | Done | Later:
         password = _password(body, self._user)
+        if self._check is not None:
+            return Later(partial(self._check, password))
         if self._secret is None:
             raise AuthenticationFailed(self._user, cause=self._unknown_cause)
-        if not self._secret.is_password(encode(self._user), password):
+        user = encode(self._user)
+        if not _tries_all(secret.is_password(user, password) for secret in self._secret.all):
             raise AuthenticationFailed(self._user, cause=WRONG_PASSWORD)
         return Done(messages.authentication_ok(), password=password)
 
@@ -173,15 +184,17 @@ class _Md5Exchange:
     def __init__(self, user: str, secret: Secret | None, salt: bytes, unknown_cause: str) -> None:
         self._user = user
         self._salt = salt
-        stored = None if secret is None else secret.md5_hash(encode(user))
-        self._stored = _UNKNOWN_MD5 if stored is None else stored
-        self._cause = unknown_cause if stored is None else ""
+        hashes = () if secret is None else [one.md5_hash(encode(user)) for one in secret.all]
+        stored = [one for one in hashes if one is not None]
+        self._stored = stored or [_UNKNOWN_MD5]
+        self._cause = "" if stored else unknown_cause
 
     def challenge(self) -> bytes | Done:
         return messages.authentication_md5_password(self._salt)
 
     def answer(self, body: bytes) -> bytes | Done:
-        is_right = md5.is_response_right(_password(body, self._user), self._stored, self._salt)
+        answer = _password(body, self._user)
+        is_right = _tries_all(md5.is_response_right(answer, stored, self._salt) for stored in self._stored)
         if not is_right or self._cause:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
         return Done(messages.authentication_ok())
@@ -190,7 +203,7 @@ class _Md5Exchange:
 class _ScramExchange:
     """``scram-sha-256`` with a plain secret or a verifier."""
 
-    __slots__ = ("_binding", "_cause", "_has_sent_salt", "_server", "_user", "_verifier")
+    __slots__ = ("_binding", "_cause", "_has_sent_salt", "_server", "_user", "_verifiers")
 
     def __init__(
         self,
@@ -203,12 +216,12 @@ class _ScramExchange:
     ) -> None:
         self._user = user
         salt = scram.derived_salt(mock_key, encode(salt_name))
-        verifier = None if secret is None else secret.verifier(salt)
+        verifiers = () if secret is None else secret.verifiers(salt)
         self._cause = ""
-        if verifier is None:
+        if not verifiers:
             self._cause = unknown_cause if secret is None else "an MD5 hash cannot serve SCRAM"
-            verifier = Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY)
-        self._verifier = verifier
+            verifiers = (Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY),)
+        self._verifiers = verifiers
         self._binding = binding or None
         self._server: ScramServer | None = None  # from the moment the client has chosen its mechanism
         self._has_sent_salt = False
@@ -227,8 +240,10 @@ class _ScramExchange:
             is_plus = mechanism == scram.MECHANISM_PLUS
             if mechanism != scram.MECHANISM and not (is_plus and self._binding is not None):
                 raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
+            first, *others = self._verifiers
             self._server = ScramServer(
-                self._verifier,
+                first,
+                others=others,
                 is_doomed=bool(self._cause),
                 binding=self._binding if is_plus else None,
                 offers_plus=self._binding is not None,
@@ -244,8 +259,13 @@ class _ScramExchange:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
         return Done(
             messages.authentication_sasl_final(final) + messages.authentication_ok(),
-            keys=ScramKeys(self._server.client_key, self._verifier.server_key),
+            keys=self._server.keys,
         )
+
+
+def _tries_all(results: Iterable[bool]) -> bool:
+    """Whether one of them is true; all are worked out, so that time does not tell which."""
+    return sum(results) > 0
 
 
 def _password(body: bytes, user: str) -> bytes:

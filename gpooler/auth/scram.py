@@ -9,7 +9,7 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -111,32 +111,34 @@ class ScramServer:
     """
 
     __slots__ = (
-        "_auth_prefix", "_binding", "_gs2_header", "_is_doomed", "_nonce", "_offers_plus", "_verifier",
-        "client_key",
+        "_auth_prefix", "_binding", "_gs2_header", "_is_doomed", "_nonce", "_offers_plus", "_others",
+        "_verifier", "keys",
     )  # fmt: skip
 
     def __init__(
         self,
         verifier: Verifier,
         *,
+        others: Sequence[Verifier] = (),
         is_doomed: bool = False,
         nonce: bytes | None = None,
         binding: bytes | None = None,
         offers_plus: bool = False,
     ) -> None:
-        """``nonce`` is the server's part, printable; random when not given.
+        """``others``, of the same salt and iteration count, are as good.
 
-        ``binding`` is what binds the exchange to the TLS session, where the client chose
-        ``MECHANISM_PLUS``; ``offers_plus``: it might have.
+        ``nonce`` is the server's part, printable; random when not given. ``binding`` is what binds the
+        exchange to the TLS session, where the client chose ``MECHANISM_PLUS``; ``offers_plus``: it might.
         """
         self._binding = binding
         self._offers_plus = offers_plus
         self._verifier = verifier
+        self._others = others
         self._is_doomed = is_doomed
         self._nonce = _new_nonce() if nonce is None else nonce
         self._gs2_header = b""
         self._auth_prefix = b""
-        self.client_key = b""  # known after success; with the ServerKey it logs in as the user
+        self.keys: ScramKeys | None = None  # known after success: they log in as the user
 
     def first(self, message: bytes) -> bytes:
         """Answers the client-first-message. Raises ``ProtocolViolation`` or ``FeatureNotSupported``."""
@@ -201,13 +203,16 @@ class ScramServer:
             raise _malformed("Malformed proof in client-final-message.")
 
         auth_message = self._auth_prefix + without_proof
-        client_key = _xor(proof, _hmac(self._verifier.stored_key, auth_message))
-        stored_key = hashlib.sha256(client_key).digest()
-        is_right = hmac.compare_digest(stored_key, self._verifier.stored_key)
-        if self._is_doomed or not is_right:
+        right: ScramKeys | None = None
+        for verifier in (self._verifier, *self._others):  # each time all of them
+            client_key = _xor(proof, _hmac(verifier.stored_key, auth_message))
+            stored_key = hashlib.sha256(client_key).digest()
+            if hmac.compare_digest(stored_key, verifier.stored_key):
+                right = ScramKeys(client_key, verifier.server_key)
+        if self._is_doomed or right is None:
             return None
-        self.client_key = client_key
-        return b"v=" + base64.b64encode(_hmac(self._verifier.server_key, auth_message))
+        self.keys = right
+        return b"v=" + base64.b64encode(_hmac(right.server_key, auth_message))
 
 
 class ScramClient:

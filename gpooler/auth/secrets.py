@@ -4,11 +4,12 @@ Made once for a rule and kept, because it remembers what is expensive to derive:
 """
 
 import hmac
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
 from gpooler.auth import md5
-from gpooler.auth.scram import ScramKeys, Verifier, derive_keys
+from gpooler.auth.scram import DEFAULT_ITERATIONS, ScramKeys, Verifier, derive_keys
 from gpooler.wire.text import encode
 
 # What is kept of one secret: keys by salt (the rule's own, and those of the servers it logs in to) and MD5
@@ -27,13 +28,17 @@ class SecretKind(IntEnum):
 class Secret:
     """One secret. Its text never appears in a ``repr``."""
 
-    __slots__ = ("_keys", "_md5", "_text", "_verifier", "_verifiers", "kind")
+    __slots__ = ("_keys", "_md5", "_text", "_verifier", "_verifiers", "kind", "others")
 
-    def __init__(self, text: str) -> None:
-        """Tells the kinds apart as PostgreSQL does (``get_password_type``): what is no hash is plain."""
+    def __init__(self, text: str, others: Sequence[str] = ()) -> None:
+        """Tells the kinds apart as PostgreSQL does (``get_password_type``): what is no hash is plain.
+
+        ``others`` are good for a client's login, too, while a password is being replaced.
+        """
+        self.others = tuple(Secret(other) for other in others)
         self._text = encode(text)
         self._verifier = Verifier.parse(text)
-        self._verifiers: dict[bytes, Verifier] = {}
+        self._verifiers: dict[tuple[bytes, int], Verifier] = {}
         self._keys: dict[tuple[bytes, int], ScramKeys] = {}
         self._md5: dict[bytes, bytes] = {}
         if self._verifier is not None:
@@ -62,18 +67,39 @@ class Secret:
             found = self._md5[user] = md5.hash_password(self._text, user)
         return found
 
-    def verifier(self, salt: bytes) -> Verifier | None:
+    @property
+    def all(self) -> "tuple[Secret, ...]":
+        """This one and the others."""
+        return (self, *self.others)
+
+    @property
+    def wants_scram(self) -> bool:
+        """Whether one of them is a SCRAM verifier, which nothing but SCRAM and a clear password can serve."""
+        return any(secret.kind is SecretKind.SCRAM for secret in self.all)
+
+    def verifiers(self, salt: bytes) -> tuple[Verifier, ...]:
+        """What a SCRAM exchange can compare with: all that have one salt and iteration count.
+
+        These are those of the first stored verifier, to which plain passwords are fitted, or ``salt`` where
+        there are plain passwords only. Empty where there are MD5 hashes only.
+        """
+        lead = next((secret._verifier for secret in self.all if secret._verifier is not None), None)
+        salt, iterations = (salt, DEFAULT_ITERATIONS) if lead is None else (lead.salt, lead.iterations)
+        found = [secret.verifier(salt, iterations) for secret in self.all]
+        return tuple(v for v in found if v is not None and (v.salt, v.iterations) == (salt, iterations))
+
+    def verifier(self, salt: bytes, iterations: int = DEFAULT_ITERATIONS) -> Verifier | None:
         """The verifier for SCRAM; None for an MD5 hash.
 
-        ``salt`` is for a plain password, whose verifier is derived once a salt.
+        ``salt`` and ``iterations`` are for a plain password, whose verifier is derived once for them.
         """
         if self.kind is not SecretKind.PLAIN:
             return self._verifier
-        verifier = self._verifiers.get(salt)
+        verifier = self._verifiers.get((salt, iterations))
         if verifier is None:
             if len(self._verifiers) >= MAX_CACHED:
                 self._verifiers.clear()
-            verifier = self._verifiers[salt] = Verifier.build(self._text, salt)
+            verifier = self._verifiers[salt, iterations] = Verifier.build(self._text, salt, iterations)
         return verifier
 
     def keys(self, salt: bytes, iterations: int) -> ScramKeys | None:

@@ -15,7 +15,7 @@ from gpooler.client.entrance import Entrance, Guest
 from gpooler.client.express import Express
 from gpooler.client.login import Login, SetUp
 from gpooler.clock import monotonic_us
-from gpooler.config.model import Config, Rule
+from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     GpoolerError,
@@ -106,6 +106,11 @@ class Clients:
         self._names: list[tuple[str, str]] = []
         self._name_index: dict[tuple[str, str], int] = {}
         self._setups: dict[int, SetUp] = {}
+        self._has_agents = any(
+            rule.authentication is Authentication.EXTERNAL or rule.enable_mdb_iamproxy_auth
+            for rule in config.rules
+        )
+        self._external_ids: dict[int, str] = {}  # by the number of the client
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
         self._complain_us = 0
@@ -122,6 +127,7 @@ class Clients:
         assert self.login is not None
         self._express = Express(self._relay, self._counters.address, self.login, self.on_adopted)
         self.login.remember = self._express.remember
+        self.login.forget = self._express.forget
         self._entrance = Entrance(self._express)
         watcher = get_hub().loop.io(self._entrance.fd, 1)
         watcher.start(self._entrance.poll)
@@ -220,6 +226,8 @@ class Clients:
 
     def on_adopted(self, handle: int, guest: Guest, setup: SetUp | None) -> None:
         """A client is the relay's."""
+        if self._has_agents and guest.who.external_id:
+            self._external_ids[guest.number] = guest.who.external_id
         if setup is not None:
             self._setups[handle] = setup
             if setup.startup is not None:
@@ -254,6 +262,7 @@ class Clients:
             database=database,
             client_host=_host(int(record["family"]), record["address"]),  # type: ignore[call-overload]
             client_port=int(record["port"]),  # type: ignore[call-overload]
+            external_id=self._external_ids.get(int(record["id"]), ""),  # type: ignore[call-overload]
         )
 
     def _server_id(self, handle: int) -> str:
@@ -359,12 +368,20 @@ class Clients:
             self._awaited.forget(route_id, handle)
         self._admission.leave()
         self._admission.leave_route(route.admission_id)
+        external_id = self._external_ids.pop(number, "")
         if self._is_session_logged:
             database, user = self._names[names]
             self._logger.info(
                 f"client disconnected: {REASON_LABELS[reason]}, after {lived_us / 1e6:.3f} s",
                 context="main",
-                who=LogContext(client_id(number), "", user, database, _host(family, address), port),
+                who=LogContext(
+                    client_id(number),
+                    user=user,
+                    database=database,
+                    client_host=_host(family, address),
+                    client_port=port,
+                    external_id=external_id,
+                ),
             )
 
     def log_texts(self) -> None:

@@ -12,17 +12,18 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done, Later
+from gpooler.auth.groups import Groups
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
 from gpooler.client.plan import Plan, Plans
+from gpooler.client.sources import Sources, binding_of, learns_servers_secret
 from gpooler.config.model import Authentication, Config, Rule, Tls
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
-    CertificateNeedsTls,
     ClientMaxReached,
     GpoolerError,
     LoginTimeout,
@@ -60,6 +61,8 @@ SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
 DIRECT: Final = 4  # TLS without a request
 READY: Final = messages.ready_for_query()
+ASKS_PASSWORD: Final = (Authentication.CLEAR_TEXT, Authentication.MD5, Authentication.SCRAM_SHA_256)
+IN_CLEAR: Final = (Authentication.CLEAR_TEXT, Authentication.EXTERNAL)  # what they ask for others can read
 STARTUP_VALUES: Final = {Replication.PHYSICAL: "true", Replication.DATABASE: "database"}
 
 
@@ -103,6 +106,8 @@ class Login:
         logger: Logger,
         workers: int,
         mock_key: bytes,
+        sources: Sources,
+        groups: Groups,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
     ) -> None:
@@ -126,12 +131,17 @@ class Login:
         }
         self.demanding = {number for number, acceptor in self._acceptors.items() if acceptor.is_required}
         self._mock_key = mock_key
+        self._sources = sources
+        self._groups = groups
+        self._plans.members = groups.members
+        groups.on_change = self._on_members
         self._names = names
         self._on_adopted = on_adopted
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
         self.remember: Remember = lambda *_: None
+        self.forget: Callable[[], None] = lambda: None  # what was remembered
 
     # -- the entrance speaks
 
@@ -201,7 +211,7 @@ class Login:
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
         assert guest.plan is not None
-        guest.conversation = self._exchange(guest, guest.plan, guest.salt)
+        guest.conversation = self._sources.exchange(guest, guest.plan, guest.salt)
         self.on_password(guest, body)
 
     def on_proved(self, guest: Guest) -> None:
@@ -285,8 +295,19 @@ class Login:
                 guest.expect_handshake()
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
-        else:
+        elif self._groups.is_ready:
             self._begin(guest, self._plans.make(guest, data, packet))
+        else:
+            gevent.spawn(self._wait_for_groups, guest, data, packet)
+
+    def _on_members(self) -> None:
+        self._plans.forget()
+        self.forget()
+
+    def _wait_for_groups(self, guest: Guest, data: bytes, packet: Startup) -> None:
+        """The first logins of a worker: who is in which group is being asked."""
+        self._groups.wait()
+        self._in_greenlet(guest, lambda: self._begin(guest, self._plans.make(guest, data, packet)))
 
     def _cancel(self, guest: Guest, packet: CancelRequest) -> None:
         try:
@@ -302,9 +323,14 @@ class Login:
             raise TlsRequired
         fault_point("login_started")
         if plan.is_debugged:
-            self._debug(guest, _described(packet, rule))
+            self._debug(guest, _described(plan))
         if rule is None:
-            guest.conversation = self._doomed(guest, packet)
+            guest.conversation = self._unknown(guest, packet)
+        elif plan.refusal:
+            # who is to be kept out must not be asked for a password that others could read
+            is_overheard = guest.family and guest.tls is None and plan.method in IN_CLEAR
+            method = Authentication.SCRAM_SHA_256 if is_overheard else plan.method
+            guest.conversation = self._doomed(guest, packet, method, plan.refusal)
         else:
             if rule.authentication is Authentication.BLOCK:
                 raise UserBlocked(packet.user, packet.database)
@@ -313,58 +339,55 @@ class Login:
             if not self._admission.enter(self._config.limits.client_max):
                 raise ClientMaxReached(self._config.limits.client_max or 0)
             guest.is_counted = True
-            guest.conversation = self._exchange(guest, plan)
+            guest.conversation = self._sources.exchange(guest, plan, None)
         negotiation = packet.negotiation()
         if negotiation:
             guest.send(negotiation)
         self._go_on(guest, guest.conversation.challenge())
 
-    def _exchange(self, guest: Guest, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
-        rule = plan.rule
-        assert rule is not None
-        if rule.authentication is Authentication.CERT:
-            if guest.tls is None:
-                raise CertificateNeedsTls
-            return exchange.by_certificate(
-                plan.packet.user, guest.tls.facts.common_names, rule.auth_common_name
-            )
-        return exchange.begin(
-            rule.authentication,
-            plan.packet.user,
-            plan.secret,
-            self._mock_key,
-            salt_name=rule.name if rule.is_default_user else None,
-            md5_salt=salt,
-            binding=_binding(guest),
-        )
-
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
 
-    def _doomed(self, guest: Guest, packet: Startup) -> exchange.Exchange:
+    def _unknown(self, guest: Guest, packet: Startup) -> exchange.Exchange:
         """An exchange for an unknown user of a known database: it fails as a wrong password does."""
         cause = f'no rule for database "{packet.database}" and user "{packet.user}" from this address'
         for other in self._config.rules:
             if other.is_default_database or other.database == packet.database:
-                method = other.authentication
-                if method in (Authentication.NONE, Authentication.BLOCK, Authentication.CERT):
-                    method = Authentication.SCRAM_SHA_256
-                return exchange.begin(
-                    method.value,
-                    packet.user,
-                    None,
-                    self._mock_key,
-                    binding=_binding(guest),
-                    unknown_cause=cause,
-                )
+                return self._doomed(guest, packet, other.authentication, cause)
         raise NoRule(packet.database, packet.user)
+
+    def _doomed(self, guest: Guest, packet: Startup, method: Authentication, cause: str) -> exchange.Exchange:
+        """An exchange that fails as one by ``method`` does with a wrong password."""
+        if method is Authentication.EXTERNAL:
+            method = Authentication.CLEAR_TEXT  # as it asks
+        elif method not in ASKS_PASSWORD:
+            method = Authentication.SCRAM_SHA_256
+        return exchange.begin(
+            method.value,
+            packet.user,
+            None,
+            self._mock_key,
+            binding=binding_of(guest),
+            unknown_cause=cause,
+        )
 
     def _ask(self, guest: Guest, later: Later) -> None:
         """Somebody else decides; the client may be gone by then."""
         try:
             said = later.work()
+        except GpoolerError as error:
             if guest.fd >= 0:
-                self._go_on(guest, said)
+                self._end(guest, error)
+        else:
+            self._in_greenlet(guest, lambda: self._go_on(guest, said))
+
+    def _in_greenlet(self, guest: Guest, step: Callable[[], None]) -> None:
+        """A step outside the entrance's calls, if the client is there still."""
+        try:
+            if guest.fd >= 0:
+                step()
+            if guest.fd >= 0:
+                guest.resume()
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
@@ -410,6 +433,8 @@ class Login:
         if plan.route is None:
             plan.route = route
             plan.names = self._names(plan.packet.database, plan.packet.user)
+        if learns_servers_secret(rule, plan.packet.user):
+            route.learn(done.secret, done.keys)
         if not self._admission.enter_route(route.admission_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
         try:
@@ -484,8 +509,10 @@ class Login:
         """Let clients that begin like this one take the short way, if nothing else has to be looked at."""
         if self._config.limits.client_max is not None or not plan.is_plain or self.is_draining:
             return
+        if self._plans.find(guest, plan.data) is not plan:
+            return  # who is in which group has changed since
         stored = None
-        if rule.authentication is Authentication.MD5:
+        if plan.method is Authentication.MD5:
             stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None
             if stored is None:
                 return  # a SCRAM verifier: the exchange is SCRAM's
@@ -515,15 +542,11 @@ class Login:
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
 
 
-def _binding(guest: Guest) -> bytes | None:
-    """Channel binding of its TLS session."""
-    return None if guest.tls is None else guest.tls.facts.binding
-
-
-def _described(packet: Startup, rule: Rule | None) -> str:
+def _described(plan: Plan) -> str:
     """A startup packet for the log."""
+    packet, rule = plan.packet, plan.rule
     parameters = ", ".join(f"{name}={value}" for name, value in packet.parameters.items())
-    found = "no rule" if rule is None else f"rule {rule.name}, authentication {rule.authentication}"
+    found = "no rule" if rule is None else f"rule {rule.name}, authentication {plan.method}"
     replication = f"replication={STARTUP_VALUES[packet.replication]}, " if packet.replication else ""
     return (
         f"startup packet: protocol {packet.major}.{packet.minor}, {replication}{found}, "

@@ -4,7 +4,9 @@ The connections of an application begin alike. What is found for one of them (it
 greeting) is kept for the next, so that a login costs little more than its password.
 """
 
-from ipaddress import ip_address
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from gpooler.auth.secrets import Secret
@@ -17,11 +19,13 @@ from gpooler.client.greeting import (
     is_plain,
     startup_key,
 )
+from gpooler.config import values
 from gpooler.config.model import Authentication, Config, ConnectionType, Rule
+from gpooler.net.interfaces import interfaces
 from gpooler.routing.route import Route
-from gpooler.routing.rules import Rules
+from gpooler.routing.rules import NO_MEMBERS, Members, Rules
 from gpooler.server.servers import READ_ONLY
-from gpooler.wire.startup import Startup
+from gpooler.wire.startup import Replication, Startup
 
 # Invented packets cannot fill the memory: beyond so many all are dropped, and large ones are not kept.
 MAX_PLANS: Final = 512
@@ -34,8 +38,8 @@ class Plan:
     """For one startup packet from one kind of place; ``login`` fills in what the first login shows."""
 
     __slots__ = (
-        "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
-        "parameters", "route", "rule", "secret", "version",
+        "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "method", "name", "names",
+        "packet", "parameters", "refusal", "route", "rule", "secret", "version",
     )  # fmt: skip
 
     def __init__(self, data: bytes, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
@@ -44,6 +48,9 @@ class Plan:
         self.packet = packet
         self.rule = rule
         self.secret = secret
+        # how the client proves who it is: as the rule says, if no host-based rule says otherwise
+        self.method = Authentication.BLOCK if rule is None else rule.authentication
+        self.refusal = ""  # by a host-based rule: which, for the log
         self.names = -1  # index of database and user, once somebody has logged in
         self.is_debugged = False
         self.parameters: dict[str, str] = {}  # asked for by the client or its rule; to be maintained
@@ -68,12 +75,14 @@ class Plan:
         rule = self.rule
         return (
             rule is not None
-            and rule.authentication in (Authentication.NONE, Authentication.MD5)
+            and self.method in (Authentication.NONE, Authentication.MD5)
+            and not self.refusal
             and rule.client_max is None
             and not self.has_host_in_name
             and not self.is_debugged
             and not self.packet.negotiation()
             and len(self.data) <= MAX_PACKET
+            and (rule.auth_query is None or self.method is Authentication.NONE)
         )
 
     def application_name(self, guest: Guest) -> str:
@@ -93,23 +102,36 @@ class Plan:
         }
 
 
+def secret_of(passwords: Sequence[values.Secret]) -> Secret:
+    """The option ``password``: any of them lets a client in, the first serves servers."""
+    first, *others = (password.get_secret_value() for password in passwords)
+    return Secret(first, others)
+
+
 class Plans:
     """The plans of a configuration."""
 
     def __init__(self, config: Config, is_debug: bool) -> None:
         """``is_debug``: of all clients, whatever their rules say."""
         self._rules = Rules(config)
-        self.has_addresses = self._rules.has_addresses  # a client's address may decide
+        self._hba = config.hba
+        if self._hba is not None and self._hba.wants_interfaces:
+            self._hba = replace(self._hba, interfaces=interfaces())
+        # a client's address may decide
+        self.has_addresses = self._rules.has_addresses or bool(self._hba and self._hba.has_addresses)
         self._secrets = {
-            rule.name: Secret(rule.password.get_secret_value())
-            for rule in config.rules
-            if rule.password is not None
+            rule.name: secret_of(rule.password) for rule in config.rules if rule.password is not None
         }
         self._is_debug = is_debug
+        self.members: Members = NO_MEMBERS  # of groups; whoever changes it calls ``forget``
         self._plans: dict[tuple[bytes, tuple[bytes | bool, bool]], Plan] = {}
 
     def __len__(self) -> int:
         return len(self._plans)
+
+    def forget(self) -> None:
+        """Find everything anew: the members of a group have changed."""
+        self._plans.clear()
 
     def find(self, guest: Guest, data: bytes) -> Plan | None:
         """The plan for a startup packet (without its length word); None when it is new."""
@@ -121,15 +143,31 @@ class Plans:
         kind = ConnectionType.HOSTNOSSL if guest.tls is None else ConnectionType.HOSTSSL
         if guest.family == 0:
             kind = ConnectionType.LOCAL
-        rule = self._rules.match(packet.database, packet.user, address, kind)
+        rule = self._rules.match(packet.database, packet.user, address, kind, self.members)
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
+        self._apply_hba(plan, kind, address)
+        if plan.method is Authentication.PEER and kind is not ConnectionType.LOCAL and not plan.refusal:
+            plan.refusal = "peer needs a Unix socket"
         plan.is_debugged = self._is_debug or (rule is not None and rule.log_debug)
         if len(data) <= MAX_PACKET:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[data, self._place(guest)] = plan
         return plan
+
+    def _apply_hba(self, plan: Plan, kind: ConnectionType, address: IPv4Address | IPv6Address | None) -> None:
+        if self._hba is None:
+            return
+        packet = plan.packet
+        is_physical = packet.replication is Replication.PHYSICAL
+        entry = self._hba.match(kind, packet.database, packet.user, address, is_physical=is_physical)
+        if entry is None:
+            plan.refusal = "no line of hba_file takes it"
+        elif entry.method.is_refusal:
+            plan.refusal = f"{entry.place} says {entry.method_name}"
+        elif entry.method.authentication is not None and plan.method is not Authentication.BLOCK:
+            plan.method = Authentication(entry.method.authentication)
 
     def _place(self, guest: Guest) -> tuple[bytes | bool, bool]:
         """What of a client's connection the rules may look at."""

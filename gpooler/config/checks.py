@@ -5,13 +5,15 @@ the document whatever else is wrong with it; the caller drops what follows from 
 """
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gpooler.auth.query_text import compile_query
+from gpooler.auth.scram import Verifier
 from gpooler.config.model import DEFAULT, Document, ListenBody, StorageBody
 from gpooler.config.problems import KeyPath
-from gpooler.config.rule import RuleBody
+from gpooler.config.rule import GroupBody, RuleBody
 from gpooler.config.storage import Endpoint, parse_endpoints, socket_path
 from gpooler.config.words import (
     Authentication,
@@ -31,7 +33,7 @@ CLEAR_TEXT_SOURCES: Final = (
     "ldap_endpoint_name",
     "enable_mdb_iamproxy_auth",
 )
-NOT_BUILT_AUTHENTICATION: Final = (Authentication.EXTERNAL,)
+AGENTS: Final = ("auth_module", "enable_mdb_iamproxy_auth")  # these decide about a password, and alone
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
 TOLD_APART_BY: Final = ("address", "connection_type")
 SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
@@ -71,23 +73,31 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
     yield from _names(document)
     yield from _rules(document)
     for path, _, _, rule in rules_of(document):
-        for check in (_authentication, _pool):
+        for check in (_authentication, _agents, _pool):
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
-    for database, body in document.database.items():
-        for group, rules in body.group.items():
-            for number, rule in enumerate(rules):
-                if missing := [word for word in GROUP_QUERY if getattr(rule, word) is None]:
-                    path = ("database", database, "group", group, number)
-                    yield Finding(path, f"a group needs {', '.join(missing)}")
+        yield from _certificate(path, rule, document)
+        yield from _auth_query(path, rule, document)
+        if isinstance(rule, GroupBody):
+            yield from _group(path, rule, document)
+
+
+def _group(path: KeyPath, rule: GroupBody, document: Document) -> Iterator[Finding]:
+    if missing := [word for word in GROUP_QUERY if getattr(rule, word) is None]:
+        yield Finding(path, f"a group needs {', '.join(missing)}")
+    elif rule.group_query_db and rule.group_query_user:
+        yield from _query_route(path, "group_query", rule.group_query_db, rule.group_query_user, document)
 
 
 def rules_of(document: Document) -> Iterator[tuple[KeyPath, str, str, RuleBody]]:
-    """Every rule with its path (with a number, array or not), database and user."""
+    """Every rule with its path (with a number, array or not), database and user; a group's takes any."""
     for database, body in document.database.items():
         for user, rules in body.user.items():
             for number, rule in enumerate(rules):
                 yield ("database", database, "user", user, number), database, user, rule
+        for group, members in body.group.items():
+            for number, rule in enumerate(members):
+                yield ("database", database, "group", group, number), database, DEFAULT, rule
 
 
 def _service(document: Document) -> Iterator[Finding]:
@@ -183,8 +193,8 @@ def _names(document: Document) -> Iterator[Finding]:
 
 def _rules(document: Document) -> Iterator[Finding]:
     seen: dict[tuple[object, ...], KeyPath] = {}
-    for path, database, user, rule in rules_of(document):
-        key = (database, user, rule.address, rule.connection_type)
+    for path, database, _, rule in rules_of(document):
+        key = (database, *path[2:4], rule.address, rule.connection_type)
         if key in seen:
             depends = tuple((*rule_path, word) for rule_path in (path, seen[key]) for word in TOLD_APART_BY)
             text = f"has the address and connection_type of number {seen[key][-1]} of this array"
@@ -197,8 +207,6 @@ def _rules(document: Document) -> Iterator[Finding]:
 def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
     method = rule.authentication
     at = (*path, "authentication")
-    if method in NOT_BUILT_AUTHENTICATION:
-        yield Finding(at, f'"{method}" is not built yet: use "scram-sha-256"')
     sources: tuple[str, ...] = ()
     if method is Authentication.CLEAR_TEXT:
         sources = CLEAR_TEXT_SOURCES
@@ -206,14 +214,82 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         sources = ("password", "auth_query")
     if sources and not any(getattr(rule, word) for word in sources):
         yield Finding(at, f'"{method}" needs "password"', tuple((*path, word) for word in sources))
-    secret = rule.password.get_secret_value() if rule.password else ""
-    # the other way round is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
-    if method is Authentication.SCRAM_SHA_256 and is_md5(secret):
-        yield Finding((*path, "password"), 'is an md5 hash, which "scram-sha-256" cannot use', (at,))
-    if rule.auth_query and not (rule.auth_query_db and rule.auth_query_user):
-        yield Finding((*path, "auth_query"), "needs auth_query_db and auth_query_user")
+    if rule.password:
+        secrets = [secret.get_secret_value() for secret in rule.password]
+        for text in _unfit_secrets(method, secrets):
+            yield Finding((*path, "password"), text, (at,))
     if rule.auth_query and rule.auth_pam_service:
         yield Finding((*path, "auth_query"), "excludes auth_pam_service")
+
+
+def _certificate(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    """Where no listener verifies certificates ``cert`` would refuse everybody."""
+    if rule.authentication is not Authentication.CERT:
+        return
+    if not any(listen.tls is not Tls.DISABLE and listen.tls_ca_file for listen in document.listen):
+        text = '"cert" needs a [[listen]] with "tls" and "tls_ca_file": nobody could come in'
+        yield Finding((*path, "authentication"), text, (("listen",),))
+
+
+def _auth_query(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    at = (*path, "auth_query")
+    for word in ("auth_query_db", "auth_query_user"):
+        if rule.auth_query is None and getattr(rule, word) is not None:
+            yield Finding((*path, word), "needs auth_query", (at,))
+    if rule.auth_query is None:
+        return
+    try:
+        compile_query(rule.auth_query)
+    except ValueError as error:
+        yield Finding(at, str(error))
+    if not (rule.auth_query_db and rule.auth_query_user):
+        yield Finding(at, "needs auth_query_db and auth_query_user")
+    else:
+        yield from _query_route(path, "auth_query", rule.auth_query_db, rule.auth_query_user, document)
+
+
+def _query_route(
+    path: KeyPath, query: str, database: str, user: str, document: Document
+) -> Iterator[Finding]:
+    """A query of ours needs a rule that says where it goes and as whom."""
+    for rule_path, rule_database, rule_user, rule in rules_of(document):
+        is_its = rule_database in (database, DEFAULT) and rule_user in (user, DEFAULT)
+        is_its = is_its and rule_path[2] == "user"
+        if is_its and rule.address is None and rule.connection_type is ConnectionType.DEFAULT:
+            return
+    text = f'there is no rule for database "{database}" and user "{user}" without address and connection_type'
+    yield Finding((*path, f"{query}_db"), text, ((*path, f"{query}_user"), ("database",)))
+
+
+def _agents(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    given = [word for word in AGENTS if getattr(rule, word)]
+    at = (*path, "authentication")
+    for word in given:
+        if rule.authentication is not Authentication.CLEAR_TEXT:
+            yield Finding((*path, word), f'needs authentication = "{Authentication.CLEAR_TEXT}"', (at,))
+        for other in ("password", "auth_query"):
+            if getattr(rule, other):
+                text = f"excludes {other}; what gpooler gives the server is storage_password"
+                yield Finding((*path, word), text, ((*path, other),))
+    if len(given) > 1:
+        yield Finding((*path, given[1]), f"excludes {given[0]}", ((*path, given[0]),))
+
+
+def _unfit_secrets(method: Authentication, secrets: Sequence[str]) -> Iterator[str]:
+    """What of the passwords of a rule ``method`` could not use."""
+    hashes = [secret for secret in secrets if is_md5(secret)]
+    verifiers = [verifier for secret in secrets if (verifier := Verifier.parse(secret)) is not None]
+    if method is Authentication.SCRAM_SHA_256 and hashes:
+        yield 'is an md5 hash, which "scram-sha-256" cannot use'
+    # one of these alone is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
+    if method is Authentication.MD5 and hashes and verifiers:
+        yield "has md5 hashes and SCRAM verifiers: one login can try only one of the kinds"
+    is_scram = method in (Authentication.MD5, Authentication.SCRAM_SHA_256)
+    if is_scram and len({(verifier.salt, verifier.iterations) for verifier in verifiers}) > 1:
+        yield (
+            "has SCRAM verifiers of different salt or iteration count: one login can try only one of them; "
+            "give plain passwords beside one verifier, or make the verifiers with one salt"
+        )
 
 
 def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
@@ -261,8 +337,11 @@ def warnings(document: Document) -> Iterator[Finding]:
     for name, storage in document.storage.items():
         if storage.host and any(endpoint.zone for endpoint in _endpoints(storage.host, storage.port)):
             yield Finding(("storage", name, "host"), "its availability zone means nothing: there is one host")
+    has_tls = any(listen.tls is not Tls.DISABLE for listen in document.listen)
     for path, database, user, rule in rules_of(document):
         yield from _min_pool_size_warnings(path, database, user, rule)
+        if rule.connection_type is ConnectionType.HOSTSSL and not has_tls:
+            yield Finding((*path, "connection_type"), "never matches: no [[listen]] has tls")
         for key, text in _idle_options(rule):
             yield Finding((*path, key), text)
 
@@ -285,8 +364,6 @@ def _min_pool_size_warnings(path: KeyPath, database: str, user: str, rule: RuleB
 
 def _idle_options(rule: RuleBody) -> Iterator[tuple[str, str]]:
     """Options of a rule that do nothing, and why."""
-    if rule.connection_type is ConnectionType.HOSTSSL:
-        yield "connection_type", "never matches: TLS with clients is not built yet"
     if rule.connection_type is ConnectionType.LOCAL and rule.address is not None:
         yield "address", "never matches: a client of a Unix socket has no address"
     if rule.pool_pin_on_listen and rule.session_state is not SessionState.ALLOW:

@@ -149,7 +149,11 @@ def _section_example(table: Table) -> str:
     header = EXAMPLE_HEADERS.get(table.section, f"[{table.section}]")
     is_open = bool(active) or _is_plain(table)
     text = _heading(table) + ("" if is_open else "#") + header + "\n"
-    for item in options_of(table):
+    own = list(options_of(table))
+    if issubclass(table.model, GroupBody):
+        text += "# all options of a rule, and:\n"
+        own = [item for item in own if item.is_required or item.name not in RuleBody.model_fields]
+    for item in own:
         text += "\n" + _prose(_explanation(item))
         value = active.get(item.name, _shown_value(item))
         if value is not UNSET and item.name not in NOT_WITH_ACTIVE:

@@ -37,7 +37,8 @@ def effective(config: Config) -> str:
     for name, shared_pool in config.shared_pool.items():
         writer.table(("shared_pool", name), shared_pool)
     for rule in config.rules:
-        writer.table(("database", rule.database, "user", rule.user), rule, is_array=is_of_array(rule))
+        whom = ("user", rule.user) if rule.group is None else ("group", rule.group)
+        writer.table(("database", rule.database, *whom), rule, is_array=is_of_array(rule))
     text = "\n".join(writer.blocks)
     if tomllib.loads(text) != writer.values:
         raise EffectiveError("the effective configuration does not read back as it was written")
@@ -95,8 +96,9 @@ def _entries(table: Section) -> Iterator[tuple[str, Any, str]]:
         comment = ""
         if row.status is Status.NOT_BUILT and row.odyssey is not UNSET:
             comment = "not built yet"
-        if isinstance(value, Secret):
-            comment = comment or ("" if value.source else "not shown")
+        secrets = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(secret, Secret) and not secret.source for secret in secrets):
+            comment = comment or "not shown"
         if not isinstance(value, Mapping):
             yield name, _plain(value, is_mode=isinstance(kind_of(field), FileMode)), comment
 
@@ -117,4 +119,7 @@ def _plain(value: Any, *, is_mode: bool) -> Any:
         return dict([value.source]) if value.source else HIDDEN
     if isinstance(value, StrEnum | IPv4Network | IPv6Network):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        plain = [_plain(item, is_mode=False) for item in value]
+        return plain[0] if len(plain) == 1 and isinstance(value[0], Secret) else plain
+    return value

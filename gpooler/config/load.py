@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpooler.auth.hba import Hba
 from gpooler.config import certificates, checks
 from gpooler.config.field import about
+from gpooler.config.hba import read_hba
 from gpooler.config.model import (
     Config,
     Document,
     DropOptions,
+    GroupRule,
     Listen,
     Rule,
     Service,
@@ -19,7 +22,7 @@ from gpooler.config.model import (
 )
 from gpooler.config.options import SECRET_KEYS, submodel
 from gpooler.config.problems import ConfigError, Problem, quoted_key
-from gpooler.config.rule import Section
+from gpooler.config.rule import GroupBody, Section
 from gpooler.config.source import Origin, Source, read_file, read_secret, read_text
 from gpooler.config.storage import parse_endpoints, socket_path
 from gpooler.config.validate import Validated, as_written, validate
@@ -54,9 +57,11 @@ def _load(source: Source, environ: Mapping[str, str]) -> Loaded:
     result = validate(source, lambda kind, name: read_secret(kind, name, environ))
     if result.document is not None:
         _cross_check(source, result, result.document)
+        hba, problems = read_hba(source, result.document)
+        result.errors.extend(problems)
     if result.errors or result.document is None:
         raise ConfigError(_sorted(source, result.errors))
-    config = _config(source, result.document)
+    config = _config(source, result.document, hba)
     return Loaded(config, _sorted(source, result.warnings), tuple(_departures(config)))
 
 
@@ -80,15 +85,21 @@ def _cross_check(source: Source, result: Validated, document: Document) -> None:
 def _sorted(source: Source, problems: list[Problem]) -> tuple[Problem, ...]:
     """In the order of the files; the same problem once."""
     ranks = {origin.file: origin.rank for origin in source.origins.values()}
+    behind = max(ranks.values(), default=0) + 1  # files of another kind
     unique = dict.fromkeys(problems)
-    return tuple(sorted(unique, key=lambda p: (ranks.get(p.file, 0), p.line or 0)))
+    return tuple(
+        sorted(
+            unique,
+            key=lambda p: (ranks.get(p.file, behind), "" if p.file in ranks else p.file, p.line or 0),
+        )
+    )
 
 
 def _fields(table: Section) -> dict[str, Any]:
     return {name: getattr(table, name) for name in type(table).model_fields}
 
 
-def _config(source: Source, document: Document) -> Config:
+def _config(source: Source, document: Document, hba: Hba | None) -> Config:
     service = _service(document.service)
     return Config.model_construct(
         service=service,
@@ -102,6 +113,7 @@ def _config(source: Source, document: Document) -> Config:
         storage=_storages(document, service.unix_socket_dir),
         shared_pool=dict(document.shared_pool),
         rules=tuple(_rules(source, document)),
+        hba=hba,
     )
 
 
@@ -135,10 +147,14 @@ def _rules(source: Source, document: Document) -> list[Rule]:
     """In the order of the files, which is not the order in which the tables nest."""
     found: list[tuple[Origin, Rule]] = []
     for path, database, user, body in checks.rules_of(document):
-        is_array = isinstance(source.values["database"][database]["user"][user], list)
-        name = f"{quoted_key(database)}.{quoted_key(user)}" + (f"[{path[-1]}]" if is_array else "")
-        rule = Rule.model_construct(
-            body.model_fields_set, **_fields(body), name=name, database=database, user=user
+        word, key = str(path[2]), str(path[3])
+        is_array = isinstance(source.values["database"][database][word][key], list)
+        parts = [database, key] if word == "user" else [database, word, key]
+        name = ".".join(quoted_key(part) for part in parts) + (f"[{path[-1]}]" if is_array else "")
+        group = None if word == "user" else key
+        kind = GroupRule if isinstance(body, GroupBody) else Rule
+        rule = kind.model_construct(
+            body.model_fields_set, **_fields(body), name=name, database=database, user=user, group=group
         )
         origin = source.origin(path if is_array else path[:-1])
         if origin is None:

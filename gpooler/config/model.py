@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+from gpooler.auth.hba import Hba
 from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.rule import (
     KEEPALIVE_MOST,
@@ -32,6 +33,7 @@ from gpooler.config.values import (
     Positive,
     Secret,
     Size,
+    SocketPath,
     Str,
     Text,
     Workers,
@@ -284,20 +286,23 @@ class Routing(Section):
     sequential_routing: Bool = option(
         False, "yes: the first rule in the order of the file; no: the most specific.", reload=Reload.RULE
     )
-    hba_file: OptionalStr = not_built(
-        None, "Host-based rules.", 'use "address" and "connection_type" of rules'
+    hba_file: OptionalStr = option(
+        None,
+        "Host-based rules in the syntax of pg_hba.conf (docs/authentication.md): the first line that takes a "
+        "client decides, and none refuses it; unset: the rules alone decide. Relative to the file that has "
+        "it.",
     )
-    group_checker_interval: Annotated[int, Number("ms", least=1)] = not_built(
-        7000, "Period of group queries."
-    )
+    group_checker_interval: Annotated[int, Number("ms", least=1)] = option(7000, "Period of group queries.")
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
     smart_search_path_enquoting: Bool = ignored(
         False,
         "Quote each element of search_path.",
         "gpooler always does: each server gets the elements that the client or its rule gave",
     )
-    external_auth_socket_path: Str = not_built(
-        "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
+    external_auth_socket_path: SocketPath = option(
+        "/tmp/external-auth.sock",
+        'Unix socket of the agent for authentication = "external". Better in a directory that only gpooler '
+        "and the agent can write to.",
     )
     virtual_processing: Bool = option(
         False,
@@ -498,7 +503,9 @@ class DatabaseRules(Section):
     """``[database.NAME]``: its users and groups. One table is kept as a list of one."""
 
     user: Mapping[str, tuple[RuleBody, ...]] = option({}, "Rules by user name.", reload=Reload.RULE)
-    group: Mapping[str, tuple[GroupBody, ...]] = not_built({}, "Rules by group name.", "name the users")
+    group: Mapping[str, tuple[GroupBody, ...]] = option(
+        {}, "Rules by group name, for the members that a query names.", reload=Reload.RULE
+    )
 
 
 class Document(Section):
@@ -546,7 +553,8 @@ class Rule(RuleBody):
 
     name: str
     database: str
-    user: str
+    user: str  # DEFAULT for a group's, which says itself whom it takes
+    group: str | None = None
 
     @property
     def is_default_database(self) -> bool:
@@ -560,6 +568,10 @@ class Rule(RuleBody):
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+
+class GroupRule(GroupBody, Rule):
+    """A rule for the members of ``group``: ``order_app.group.staff``."""
 
 
 class Config(Section):
@@ -576,3 +588,4 @@ class Config(Section):
     storage: Mapping[str, Storage]
     shared_pool: Mapping[str, SharedPool]
     rules: tuple[Rule, ...]  # in the order of the file
+    hba: Hba | None = None

@@ -10,6 +10,7 @@ from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.values import (
     Bool,
     Count,
+    EntryPoint,
     FreeText,
     Ignored,
     Ms,
@@ -19,6 +20,7 @@ from gpooler.config.values import (
     OptionalBool,
     OptionalPositive,
     OptionalSecret,
+    OptionalSecrets,
     OptionalStr,
     OptionalTexts,
     Parameters,
@@ -26,6 +28,7 @@ from gpooler.config.values import (
     Positive,
     Quantiles,
     Seconds,
+    SocketPath,
     Str,
 )
 from gpooler.config.words import (
@@ -42,7 +45,6 @@ from gpooler.config.words import (
 KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
 PROBES_MOST = 127  # and more TCP_KEEPCNT
 USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
-AUTH_QUERY_ADVICE = 'give the secret with "password"'
 LDAP_ADVICE = 'give the secret with "password"'
 
 FORBIDDEN_OPTIONS = {
@@ -91,15 +93,17 @@ class RuleBody(Section):
 
     # who may come in
     authentication: Annotated[Authentication, OneOf(Authentication)] = required(
-        "How a client proves who it is; block refuses everybody. cert needs TLS, and a certificate that an "
-        "authority of the listener has signed. external is not built yet.",
+        "How a client proves who it is; block refuses everybody; peer takes the system's users at Unix "
+        "sockets; external shows a clear-text token to an agent; cert needs TLS, and a certificate that an "
+        "authority of the listener has signed.",
         reload=Reload.RULE,
         placeholder="none",
         example="none",
     )
-    password: OptionalSecret = option(
+    password: OptionalSecrets = option(
         None,
-        "The secret: plain, md5… or a SCRAM verifier.",
+        "The secret: plain, md5… or a SCRAM verifier. Of a list any lets a client in, while a password is "
+        "being replaced; the first serves servers.",
         reload=Reload.RULE,
         example="secret",
     )
@@ -109,14 +113,37 @@ class RuleBody(Section):
         reload=Reload.RULE,
         example=["default"],
     )
-    auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
-    auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
-    auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)
+    auth_query: OptionalStr = option(
+        None,
+        "A query that gives user and password, and maybe until when it is valid, in place of password: $1 or "
+        "%u is the user, %h the client's host. It has 500 ms; answers serve for 15 seconds.",
+        reload=Reload.RULE,
+        example="SELECT usename, passwd, valuntil FROM pg_shadow WHERE usename = $1",
+    )
+    auth_query_db: OptionalStr = option(
+        None,
+        "Database of the rule whose storage and credentials it uses, and there, unless that rule has "
+        "storage_db.",
+        reload=Reload.RULE,
+        example="postgres",
+    )
+    auth_query_user: OptionalStr = option(
+        None, "User of that rule, and there unless it has storage_user.", reload=Reload.RULE, example="auth"
+    )
     auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
-    auth_module: OptionalStr = not_built(None, "A loaded module decides.")
-    enable_mdb_iamproxy_auth: Bool = not_built(False, "A token is sent to an agent over a Unix socket.")
-    mdb_iamproxy_socket_path: Str = not_built(
-        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent."
+    auth_module: Annotated[str | None, EntryPoint()] = option(
+        None,
+        "A Python function, package.module:function, decides about a clear-text password: called with user, "
+        "database, address and password (bytes) in a thread, True lets the client in.",
+        reload=Reload.RULE,
+    )
+    enable_mdb_iamproxy_auth: Bool = option(
+        False,
+        "An agent at a Unix socket of its own decides about a clear-text token, as with external.",
+        reload=Reload.RULE,
+    )
+    mdb_iamproxy_socket_path: SocketPath = option(
+        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent.", reload=Reload.RULE
     )
     ldap_endpoint_name: OptionalStr = not_built(None, "Check a clear-text password by LDAP.", LDAP_ADVICE)
     ldap_storage_credentials_attr: OptionalStr = not_built(None, "LDAP attribute that lists storage groups.")
@@ -369,9 +396,18 @@ class RuleBody(Section):
 class GroupBody(RuleBody):
     """A rule for the members of a group that a query names."""
 
-    group_query: OptionalStr = not_built(None, "First column: the names of the members.")
-    group_query_user: OptionalStr = not_built(None, "User of the route it runs on.")
-    group_query_db: OptionalStr = not_built(None, "Database of the route it runs on.")
+    group_query: OptionalStr = option(
+        None,
+        "First column: the names of the members. Asked every group_checker_interval, by each worker.",
+        reload=Reload.RULE,
+        example="SELECT member FROM staff",
+    )
+    group_query_user: OptionalStr = option(
+        None, "As auth_query_user, for group_query.", reload=Reload.RULE, example="auth"
+    )
+    group_query_db: OptionalStr = option(
+        None, "As auth_query_db, for group_query.", reload=Reload.RULE, example="postgres"
+    )
 
 
 class Watchdog(RuleBody):

@@ -71,11 +71,11 @@ def read_secret(kind: str, name: str, environ: Mapping[str, str]) -> Secret:
         if name not in environ:
             raise ValueError(f'the environment variable "{name}" is not set')
         return Secret(environ[name], (kind, name))
-    text = _read(Path(name), SECRET_BYTES_MOST)
+    text = read_regular(Path(name), SECRET_BYTES_MOST)
     return Secret(text.removesuffix("\n").removesuffix("\r"), (kind, name))
 
 
-def _read(path: Path, most: int) -> str:
+def read_regular(path: Path, most: int) -> str:
     """The text of a regular file; raises ``ValueError`` with a text for the user."""
     try:
         # O_NONBLOCK: opening a pipe nobody writes to must not hang.
@@ -114,7 +114,7 @@ class _Reader:
             self._problem(file, line, key, f"includes are nested deeper than {INCLUDE_DEPTH_MOST}")
         else:
             try:
-                text = _read(path, FILE_BYTES_MOST)
+                text = read_regular(path, FILE_BYTES_MOST)
             except ValueError as error:
                 self._problem(file, line, key, str(error))
             else:
@@ -222,6 +222,8 @@ def _absolute_secret_files(values: object, directory: Path, secret_keys: Set[str
             _absolute_secret_files(value, directory, secret_keys)
     elif isinstance(values, dict):
         for key, value in values.items():
-            if key in secret_keys and isinstance(value, dict) and isinstance(name := value.get("file"), str):
-                value["file"] = str(directory / name)
+            for secret in value if isinstance(value, list) else (value,):
+                is_secret = key in secret_keys and isinstance(secret, dict)
+                if is_secret and isinstance(name := secret.get("file"), str):
+                    secret["file"] = str(directory / name)
             _absolute_secret_files(value, directory, secret_keys)

@@ -198,6 +198,24 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class EntryPoint(Kind):
+    """The name of a Python function."""
+
+    def parse(self, value: Any) -> str:
+        text = plain_text(value)
+        name = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+        if not re.fullmatch(f"{name}:{name}", text):
+            raise ValueError(f"must be {self.describe()}")
+        return text
+
+    def describe(self) -> str:
+        return "the name of a Python function, package.module:function"
+
+    def short(self) -> str:
+        return "function"
+
+
+@dataclass(frozen=True)
 class PlainSql(Kind):
     """SQL that is sent whatever a session's ``client_encoding`` is: ASCII, and not empty."""
 
@@ -236,7 +254,7 @@ class FreeText(Kind):
 class SecretText(Kind):
     """A text that is never shown; also ``{ file = "…" }`` or ``{ env = "…" }``."""
 
-    def parse_in(self, value: Any, info: ValidationInfo) -> Secret:
+    def parse_in(self, value: Any, info: ValidationInfo) -> Any:
         """As ``parse``; the context of the validation holds the ``SecretReader``."""
         if isinstance(value, Secret):
             return value
@@ -264,6 +282,27 @@ class SecretText(Kind):
 
     def short(self) -> str:
         return "secret"
+
+
+@dataclass(frozen=True)
+class SecretTexts(SecretText):
+    """One such text or a list of them, kept as a tuple."""
+
+    most: int = 8  # each is tried at every login
+
+    def parse_in(self, value: Any, info: ValidationInfo) -> Any:
+        """As ``SecretText``."""
+        if not isinstance(value, list | tuple):
+            return (super().parse_in(value, info),)
+        if not 0 < len(value) <= self.most:
+            raise ValueError(f"must be a list of 1 to {self.most}")
+        return tuple(super(SecretTexts, self).parse_in(item, info) for item in value)
+
+    def describe(self) -> str:
+        return f"{super().describe()}, or a list of these"
+
+    def short(self) -> str:
+        return "secrets"
 
 
 @dataclass(frozen=True)
@@ -463,4 +502,6 @@ OptionalStr = Annotated[str | None, Text()]
 OptionalInt = Annotated[int | None, Number(least=-INT_MAX)]
 Ignored = Annotated[Any, Anything()]
 OptionalSecret = Annotated[Secret | None, SecretText()]
+SocketPath = Annotated[str, Text(107)]  # sun_path of sockaddr_un, less the closing zero
+OptionalSecrets = Annotated[tuple[Secret, ...] | None, SecretTexts()]
 OptionalTexts = Annotated[tuple[str, ...], TextList()]

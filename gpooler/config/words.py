@@ -11,6 +11,7 @@ class Authentication(StrEnum):
     CLEAR_TEXT = "clear_text"
     MD5 = "md5"
     SCRAM_SHA_256 = "scram-sha-256"
+    PEER = "peer"
     CERT = "cert"
     EXTERNAL = "external"
 

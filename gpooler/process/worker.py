@@ -11,6 +11,8 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 
 from gpooler import faults
+from gpooler.auth.groups import Groups
+from gpooler.auth.query import Queries
 from gpooler.broker import messages as broker_messages
 from gpooler.broker.client import BrokerClient, Report
 from gpooler.broker.codec import ChannelProtocolError, Codec, Message
@@ -19,6 +21,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.clients import Clients, virtual_answers, wait_notices
 from gpooler.client.login import Login
+from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
 from gpooler.config.words import SessionState, SessionStateCheck
@@ -70,6 +73,7 @@ class Worker:
     """One worker. Everything but the relay runs in this process' hub."""
 
     def __init__(self, context: WorkerContext, log: Log) -> None:
+        """Raises ConfigurationError."""
         self._context = context
         config, counters = context.config, context.counters
         self._config = config
@@ -83,11 +87,14 @@ class Worker:
         self._relay = Relay(counters.address, context.worker, not has_client_max, statement_key)
         self._admission = Admission(counters)
         self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
+        resolver = Resolver(config.performance.dns_cache_ttl)
+        # with connections of their own: a group's query that hangs takes none from a login's
+        self._groups = Groups(config, Queries(config, resolver), self._logger)
         self._servers = Servers(
             config,
             self._relay,
             counters,
-            Resolver(config.performance.dns_cache_ttl),
+            resolver,
             self._logger,
             self._cancels.deliver,
             lambda route_id: self._admission.total(
@@ -117,6 +124,8 @@ class Worker:
             self._logger,
             context.workers,
             context.mock_key,
+            Sources(config, Queries(config, resolver), context.mock_key, self._logger),
+            self._groups,
             self._clients.names,
             self._clients.on_adopted,
         )
@@ -140,6 +149,7 @@ class Worker:
         gevent.spawn(beat, self._counters)
         control_channel = Channel(self._context.control, control.CODEC)
         gevent.spawn(self._obey, control_channel)
+        self._groups.start()
         self._clients.start()
         control_channel.send(control.Ready(os.getpid()))
         self._ended.wait()

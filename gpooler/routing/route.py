@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
+from gpooler.auth.scram import ScramKeys
+from gpooler.auth.secrets import Secret
 from gpooler.config.model import Config, Endpoint, Pool, Rule
 from gpooler.errors import GpoolerError
 
@@ -73,7 +75,15 @@ class Route:
     version: int = 0
     # why the last server could not be opened; None after a success
     failure: GpoolerError | None = None
+    # what its user proved itself with here last: it opens servers where the rule has no password for them
+    secret: Secret | None = None
+    keys: ScramKeys | None = None
     opening: set[tuple[int, int]] = field(default_factory=set)  # (slot, generation)
+
+    def learn(self, secret: Secret | None, keys: ScramKeys | None) -> None:
+        """A client of the user that servers know came in with these; None is no news."""
+        self.secret = secret or self.secret
+        self.keys = keys or self.keys
 
     @property
     def mode(self) -> Mode:

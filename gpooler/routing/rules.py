@@ -1,6 +1,6 @@
 """Finds the rule of a client: reference §7, by specificity or in the order of the file. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -26,15 +26,24 @@ TAKES: Final[Mapping[ConnectionType, frozenset[ConnectionType]]] = {
 }
 
 
+Members = Mapping[str, Collection[str]]  # of groups, by the name of the rule
+NO_MEMBERS: Final[Members] = {}
+GROUPS: Final = "\0"  # in place of a user's name, which never is that
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     rank: int  # place in the order of the file
     rule: Rule
-    takes_all: bool  # neither address nor connection type matter
+    takes_all: bool  # neither address nor connection type matter, nor who is in a group
 
-    def takes(self, address: Address | None, connection_type: ConnectionType) -> bool:
+    def takes(
+        self, user: str, address: Address | None, connection_type: ConnectionType, members: Members
+    ) -> bool:
         if self.takes_all:
             return True
+        if self.rule.group is not None and user not in members.get(self.rule.name, ()):
+            return False
         if connection_type not in TAKES[self.rule.connection_type]:
             return False
         network = self.rule.address
@@ -57,10 +66,15 @@ class Rules:
         self.has_addresses = any(rule.address is not None for rule in config.rules)
 
     def match(
-        self, database: str, user: str, address: Address | None, connection_type: ConnectionType
+        self,
+        database: str,
+        user: str,
+        address: Address | None,
+        connection_type: ConnectionType,
+        members: Members = NO_MEMBERS,
     ) -> Rule | None:
         """The rule of a client; ``address`` is None for a Unix socket. None when no rule takes it."""
-        return _match(self._by_pair, database, user, address, connection_type, self._is_sequential)
+        return _match(self._by_pair, database, user, address, connection_type, members, self._is_sequential)
 
 
 def match(
@@ -73,14 +87,32 @@ def match(
     is_sequential: bool,
 ) -> Rule | None:
     """As ``Rules.match``, of rules in the order of the file, without an index that outlives the call."""
-    return _match(_index(rules, is_sequential), database, user, address, connection_type, is_sequential)
+    index = _index(rules, is_sequential)
+    return _match(index, database, user, address, connection_type, NO_MEMBERS, is_sequential)
+
+
+def rule_for_queries(rules: Iterable[Rule], database: str, user: str) -> Rule | None:
+    """The most specific rule for gpooler's own queries, internal ones included; None when there is none.
+
+    The names are not a client's: a rule that looks at where a client comes from does not take them.
+    """
+    found = [
+        rule
+        for rule in rules
+        if rule.database in (database, DEFAULT)
+        and rule.user in (user, DEFAULT)
+        and rule.group is None
+        and rule.address is None
+        and rule.connection_type is ConnectionType.DEFAULT
+    ]
+    return max(found, key=score, default=None)
 
 
 def score(rule: Rule) -> int:
     """How specific a rule is: what it names counts, what is ``default`` does not."""
     return (
         DATABASE_SCORE * (not rule.is_default_database)
-        + USER_SCORE * (not rule.is_default_user)
+        + USER_SCORE * (not rule.is_default_user or rule.group is not None)
         + ADDRESS_SCORE * (rule.address is not None)
         + CONNECTION_TYPE_SCORE * (rule.connection_type is not ConnectionType.DEFAULT)
     )
@@ -94,8 +126,10 @@ def _index(rules: Iterable[Rule], is_sequential: bool) -> _Index:
     by_pair: dict[tuple[str, str], list[_Candidate]] = {}
     for rank, rule in enumerate(rules):
         if rule.pool_routing is not PoolRouting.INTERNAL:
-            takes_all = rule.address is None and rule.connection_type is ConnectionType.DEFAULT
-            by_pair.setdefault((rule.database, rule.user), []).append(_Candidate(rank, rule, takes_all))
+            is_anywhere = rule.address is None and rule.connection_type is ConnectionType.DEFAULT
+            takes_all = is_anywhere and rule.group is None
+            user = rule.user if rule.group is None else GROUPS
+            by_pair.setdefault((rule.database, user), []).append(_Candidate(rank, rule, takes_all))
     if not is_sequential:
         for candidates in by_pair.values():
             candidates.sort(key=lambda candidate: -score(candidate.rule))
@@ -108,13 +142,18 @@ def _match(
     user: str,
     address: Address | None,
     connection_type: ConnectionType,
+    members: Members,
     is_sequential: bool,
 ) -> Rule | None:
     best: _Candidate | None = None
-    # From the most specific pair to the least: address and connection type cannot outweigh a name.
-    for pair in ((database, user), (database, DEFAULT), (DEFAULT, user), (DEFAULT, DEFAULT)):
+    # From the most specific to the least, a user before its groups: address and connection type cannot
+    # outweigh a name.
+    for pair in (
+        (database, user), (database, GROUPS), (database, DEFAULT),
+        (DEFAULT, user), (DEFAULT, GROUPS), (DEFAULT, DEFAULT),
+    ):  # fmt: skip
         for candidate in index.get(pair, ()):
-            if candidate.takes(address, connection_type):
+            if candidate.takes(user, address, connection_type, members):
                 if not is_sequential:
                     return candidate.rule
                 if best is None or candidate.rank < best.rank:

@@ -118,6 +118,8 @@ def _login(stream: Stream, route: Route, secret: Secret | None, startup: Mapping
         route.user,
         route.database,
         secret=secret,
+        # of the last client that came with the same verifier, where no password is known
+        keys=None if secret is not None and secret.plain is not None else route.keys,
         parameters={**route.rule.backend_startup_options, **startup},
         binding=stream.binding,
     )

@@ -14,7 +14,7 @@ from gpooler.auth.secrets import Secret
 from gpooler.broker import messages
 from gpooler.broker.codec import Message
 from gpooler.clock import monotonic_us
-from gpooler.config.model import Config
+from gpooler.config.model import Config, Rule
 from gpooler.errors import PostgresError, ServerFault
 from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, client_id, server_id
@@ -118,12 +118,9 @@ class Servers:
         self._is_ending = False
 
     @staticmethod
-    def _secret(rule: object) -> Secret | None:
-        for name in ("storage_password", "password"):
-            value = getattr(rule, name)
-            if value is not None:
-                return Secret(value.get_secret_value())
-        return None
+    def _secret(rule: Rule) -> Secret | None:
+        password = rule.storage_password or (rule.password[0] if rule.password else None)
+        return None if password is None else Secret(password.get_secret_value())
 
     # -- the broker speaks
 
@@ -202,7 +199,7 @@ class Servers:
         try:
             opened = open_server(
                 route,
-                self._secrets[route.rule.name],
+                self._secrets[route.rule.name] or route.secret,
                 self._resolver,
                 self._limits.backend_connect_timeout_ms,
                 on_connected,

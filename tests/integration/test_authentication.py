@@ -299,3 +299,20 @@ def test_a_hashed_md5_secret_logs_in_to_a_server_that_asks_for_md5(
     gpooler = gpooler_factory(postgres, config=databases(shop={"md5_user": user}))
     with gpooler.connect("md5_user", "shop") as connection:
         assert connection.execute("SELECT current_user").fetchone() == ("md5_user",)
+
+
+def test_an_old_and_a_new_password_are_both_right_and_the_first_opens_servers(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    users = {}
+    for method in CODES:
+        users[method] = rule(authentication=method, password=[PASSWORD, "old-one"])
+        del users[method]["storage_user"]
+    gpooler = gpooler_factory(
+        postgres, config=databases(**{method: {"scram_user": users[method]} for method in CODES})
+    )
+    for method in CODES:
+        for password in (PASSWORD, "old-one") * 2:
+            with gpooler.connect("scram_user", method, password=password) as connection:
+                assert connection.execute("SELECT current_user").fetchone() == ("scram_user",)
+        refusal(gpooler, "scram_user", method, password="other")

@@ -189,7 +189,7 @@ def test_an_error_in_an_included_file_is_told_with_that_file(tmp_path: Path) -> 
     [
         f'password = "{SECRET}',
         f"password = {SECRET}",
-        f'password = ["{SECRET}"]',
+        f'password = [["{SECRET}"]]',
         f'password = {{ file = "{SECRET}", env = "{SECRET}" }}',
         f'password = "{SECRET}"\npassword = "{SECRET}"',
         f'passwort = "{SECRET}"',

@@ -71,3 +71,32 @@ def test_what_does_not_read_back_is_never_printed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("gpooler.config.effective.entry", lambda key, value, comment="": f"{key} = 1\n")
     with pytest.raises(EffectiveError):
         effective(load(DEMO).config)
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_groups_and_several_passwords_read_back_as_they_were(is_array: bool) -> None:
+    header = "database.order_app.group.staff"
+    source = (
+        DEMO_TEXT
+        + (f"[[{header}]]\naddress = '::/0'\n" if is_array else f"[{header}]\n")
+        + (
+            "authentication = 'md5'\nstorage = 'order_storage'\npool = 'session'\n"
+            "password = [{ env = 'ONE' }, { env = 'TWO' }]\ngroup_query = 'SELECT 1'\n"
+            "group_query_db = 'order_app'\ngroup_query_user = 'x'\n"
+        )
+    )
+    environ = {"ONE": "s3cret", "TWO": "p4ss"}
+    config = load_text(source, environ).config
+    assert config.rules[-1].group == "staff"
+    printed = effective(config)
+    assert "s3cret" not in printed
+    assert effective(load_text(printed, environ).config) == printed
+    assert load_text(printed, environ).config.rules[-1] == config.rules[-1]
+
+
+def test_of_several_passwords_none_that_stands_in_the_file_is_shown() -> None:
+    printed = effective(
+        load_text(DEMO_TEXT.replace('"client-secret"', "['topsecret', { env = 'ONE' }]"), {"ONE": "x"}).config
+    )
+    assert "topsecret" not in printed
+    assert 'password = ["********", { env = "ONE" }]  # not shown\n' in printed

@@ -1,6 +1,7 @@
 """Loading a configuration: what comes out, and every problem with its place."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_demo_everybody_copies_loads() -> None:
     assert rule.pool is Pool.TRANSACTION
     assert (rule.pool_size, rule.pool_timeout) == (30, 4000)
     assert rule.password is not None
-    assert rule.password.get_secret_value() == "client-secret"
+    assert rule.password[0].get_secret_value() == "client-secret"
     assert rule.storage_password is not None
     assert rule.storage_password.get_secret_value() == "server-secret"
     assert (rule.storage_db, rule.storage_user) == ("order", "order_app")
@@ -137,6 +138,7 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (changed('pool = "transaction"', ""), "pool: is required and missing"),
         (changed('"clear_text"', '"md5"').replace('password = "client-secret"\n', "", 1), 'needs "password"'),
         (changed('password = "client-secret"\n', ""), 'needs "password"'),
+        (changed('"clear_text"', '"cert"'), '"cert" needs a [[listen]] with "tls" and "tls_ca_file"'),
         (
             with_rule_lines('shared_pool = "small"\n[shared_pool.small]\npool_size = 3'),
             "excludes shared_pool",
@@ -214,7 +216,7 @@ def test_what_odyssey_ignores_is_accepted_with_a_warning() -> None:
         (
             with_rule_lines('connection_type = "hostssl"'),
             f"{RULE}.connection_type",
-            "TLS with clients is not built yet",
+            "never matches: no [[listen]] has tls",
         ),
         (
             with_rule_lines('maintain_params = "no"\noptions = { jit = "off" }'),
@@ -313,7 +315,7 @@ def test_secrets_come_from_files_and_the_environment(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(text)
     [rule] = load(tmp_path / "config.toml", {"TWO": "from environment"}).config.rules
     assert rule.password is not None
-    assert rule.password.get_secret_value() == "  from file "
+    assert rule.password[0].get_secret_value() == "  from file "
     assert rule.storage_password is not None
     assert rule.storage_password.get_secret_value() == "from environment"
 
@@ -327,7 +329,10 @@ def test_secrets_come_from_files_and_the_environment(tmp_path: Path) -> None:
         ('{ vault = "x" }', "must be text, { file ="),
         ('{ file = "a", env = "b" }', "must be text, { file ="),
         ('""', "must not be empty"),
-        ("['TOPSECRET']", "must be text, { file ="),
+        ("[['TOPSECRET']]", "must be text, { file ="),
+        ("['TOPSECRET', '']", "must not be empty"),
+        ("[]", "must be a list of 1 to 8"),
+        (str(["TOPSECRET"] * 9), "must be a list of 1 to 8"),
         ("{ env = ['TOPSECRET'] }", "must be text, { file ="),
         ('"TOPSECRET\\u0000"', "zero byte"),
     ],
@@ -448,7 +453,7 @@ def test_includes_are_read_first_and_keep_their_own_names_and_lines(tmp_path: Pa
     assert [listen.host for listen in config.listen] == ["::1", "*"]
     assert config.logging.log_debug
     assert config.rules[0].password is not None
-    assert config.rules[0].password.get_secret_value() == "hidden"
+    assert config.rules[0].password[0].get_secret_value() == "hidden"
 
     (tmp_path / "more.toml").write_text(
         "[[listen]]\nhost = 5\n\n[logging]\nlog_debug = false\nlog_sesion = true\n"
@@ -502,3 +507,109 @@ def test_a_file_that_is_not_utf8_or_not_there_is_refused(tmp_path: Path) -> None
 def test_a_thousand_rules_load() -> None:
     text = DEMO_TEXT + "".join(f"[database.d{n}.user.u]\n{SHORT_RULE}" for n in range(1000))
     assert len(load_text(text).config.rules) == 1001
+
+
+def test_several_passwords_come_from_several_places(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("from file\n")
+    several = '[{ file = "one" }, "plain", { env = "TWO" }]'
+    (tmp_path / "config.toml").write_text(DEMO_TEXT.replace('"client-secret"', several))
+    [rule] = load(tmp_path / "config.toml", {"TWO": "from environment"}).config.rules
+    assert rule.password is not None
+    values = [secret.get_secret_value() for secret in rule.password]
+    assert values == ["from file", "plain", "from environment"]
+
+
+SALTED = "SCRAM-SHA-256$4096:{}$" + "A" * 43 + "=:" + "A" * 43 + "="
+
+
+@pytest.mark.parametrize(
+    ("method", "passwords", "part"),
+    [
+        ("scram-sha-256", ["plain", "md5" + "0" * 32], "is an md5 hash"),
+        ("md5", [SALTED.format("c2FsdA=="), "md5" + "0" * 32], "md5 hashes and SCRAM verifiers"),
+        ("md5", [SALTED.format("c2FsdA=="), SALTED.format("c2FsdDI=")], "different salt"),
+        ("scram-sha-256", [SALTED.format("c2FsdA=="), SALTED.format("c2FsdDI=")], "different salt"),
+    ],
+)
+def test_passwords_that_one_login_cannot_try_are_refused(
+    method: str, passwords: list[str], part: str
+) -> None:
+    text = DEMO_TEXT.replace('"client-secret"', str(passwords))
+    text = re.sub(r'(?m)^authentication = ".*"$', f'authentication = "{method}"', text)
+    assert part in only_problem(text).text
+
+
+QUERY = """
+auth_query = "SELECT a, b FROM c WHERE a = $1"
+auth_query_db = "order_app"
+auth_query_user = "default"
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "part"),
+    [
+        (QUERY.replace("auth_query_db", "#"), "auth_query", "needs auth_query_db and auth_query_user"),
+        (QUERY.replace("auth_query_user", "#"), "auth_query", "needs auth_query_db and auth_query_user"),
+        (QUERY.replace("auth_query =", "#"), "auth_query_db", "needs auth_query"),
+        (QUERY.replace("$1", "'x%u'"), "auth_query", "between quotes"),
+        (QUERY.replace('"order_app"', '"other"'), "auth_query_db", 'no rule for database "other"'),
+    ],
+)
+def test_an_auth_query_needs_a_place_to_run_and_its_parameter(lines: str, key: str, part: str) -> None:
+    header = "[database.order_app.user.default]"
+    with pytest.raises(ConfigError) as caught:
+        load_text(DEMO_TEXT.replace(header, header + lines))
+    assert any(p.key.endswith(key) and part in p.text for p in caught.value.problems)
+
+
+def test_an_auth_query_stands_in_place_of_the_password() -> None:
+    header = "[database.order_app.user.default]"
+    text = re.sub("(?m)^(password|storage_password) = .*$", "", DEMO_TEXT.replace(header, header + QUERY))
+    assert load_text(text).config.rules[0].auth_query is not None
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "part"),
+    [
+        ('auth_module = "os:x"', "auth_module", "excludes password"),
+        ("enable_mdb_iamproxy_auth = true", "enable_mdb_iamproxy_auth", "excludes password"),
+        (
+            'auth_module = "os:x"\nenable_mdb_iamproxy_auth = true',
+            "enable_mdb_iamproxy_auth",
+            "excludes auth_mo",
+        ),
+        ('auth_module = "os"', "auth_module", "the name of a Python function"),
+        ('auth_module = "os:x;y"', "auth_module", "the name of a Python function"),
+        (f'mdb_iamproxy_socket_path = "/{"x" * 107}"', "mdb_iamproxy_socket_path", "at most 107"),
+    ],
+)
+def test_who_judges_a_password_judges_alone(lines: str, key: str, part: str) -> None:
+    header = "[database.order_app.user.default]"
+    with pytest.raises(ConfigError) as caught:
+        load_text(DEMO_TEXT.replace(header, f"{header}\n{lines}"))
+    assert any(p.key.endswith(key) and part in p.text for p in caught.value.problems)
+
+
+@pytest.mark.parametrize("option", ['auth_module = "os:x"', "enable_mdb_iamproxy_auth = true"])
+def test_who_judges_a_password_must_be_shown_it(option: str) -> None:
+    text = re.sub("(?m)^authentication = .*$", f'authentication = "md5"\n{option}', DEMO_TEXT)
+    with pytest.raises(ConfigError, match='needs authentication = "clear_text"'):
+        load_text(text)
+
+
+@pytest.mark.parametrize("missing", ["group_query", "group_query_db", "group_query_user"])
+def test_a_group_needs_its_query_and_a_place_for_it(missing: str) -> None:
+    body = {
+        "authentication": "none", "storage": "order_storage", "pool": "session",
+        "group_query": "SELECT 1", "group_query_db": "order_app", "group_query_user": "x",
+    }  # fmt: skip
+
+    def text(change: dict[str, str]) -> str:
+        lines = "".join(f'{key} = "{value}"\n' for key, value in {**body, **change}.items() if value)
+        return f"{DEMO_TEXT}\n[database.order_app.group.staff]\n{lines}"
+
+    rule = load_text(text({})).config.rules[-1]
+    assert (rule.name, rule.group, rule.user) == ("order_app.group.staff", "staff", "default")
+    assert f"a group needs {missing}" in only_problem(text({missing: ""})).text
+    assert 'no rule for database "other"' in only_problem(text({"group_query_db": "other"})).text

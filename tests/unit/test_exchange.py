@@ -183,3 +183,49 @@ def test_empty_password_never_matches(method: str) -> None:
 def test_other_methods_are_refused(method: str) -> None:
     with pytest.raises(ConfigurationError):
         begin(method, "app", PLAIN, MOCK_KEY)
+
+
+SALT = b"0123456789abcdef"
+OTHER = Verifier.build(b"brush", SALT)  # the salt of VERIFIER
+SEVERAL = {
+    "plain": Secret("pencil", ["brush"]),
+    "hashes": Secret(md5.hash_password(b"pencil", b"app").decode(), ["brush"]),
+    "verifiers": Secret(VERIFIER.verifiers(b"")[0].format(), [OTHER.format()]),
+    "plain and verifier": Secret("pencil", [OTHER.format()]),
+    "verifier and plain": Secret(Verifier.build(b"pencil", SALT, 5000).format(), ["brush"]),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("method", ["clear_text", "md5", "scram-sha-256"])
+def test_each_of_several_passwords_lets_in_and_no_other(method: str, kind: str) -> None:
+    secret = SEVERAL[kind]
+    if (method, kind) == ("scram-sha-256", "hashes"):
+        return  # refused when the configuration is read
+    for password in (b"pencil", b"brush", b"other"):
+        side = begin(method, "app", secret, MOCK_KEY)
+        try:
+            if method == "clear_text":
+                done = answer_clear(side, password)
+            elif method == "md5" and not secret.wants_scram:
+                done = answer_md5(side, password)
+            else:
+                done, _ = answer_scram(side, password)
+        except AuthenticationFailed:
+            assert password == b"other"
+        else:
+            assert isinstance(done, Done)
+            assert password != b"other"
+
+
+def test_a_verifier_of_another_salt_cannot_be_tried_beside_the_first() -> None:
+    secret = Secret(OTHER.format(), [Verifier.build(b"pencil", b"another salt").format()])
+    assert isinstance(answer_scram(begin("scram-sha-256", "app", secret, MOCK_KEY), b"brush")[0], Done)
+    with pytest.raises(AuthenticationFailed):
+        answer_scram(begin("scram-sha-256", "app", secret, MOCK_KEY), b"pencil")
+
+
+def test_the_keys_of_a_login_are_those_of_the_password_it_came_with() -> None:
+    done, _ = answer_scram(begin("scram-sha-256", "app", SEVERAL["verifiers"], MOCK_KEY), b"brush")
+    assert isinstance(done, Done)
+    assert done.keys == derive_keys(b"brush", SALT, DEFAULT_ITERATIONS)

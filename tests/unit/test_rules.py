@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpooler.config.load import load_text
 from gpooler.config.model import Config, ConnectionType, Rule
-from gpooler.routing.rules import Rules, match, score
+from gpooler.routing.rules import Rules, match, rule_for_queries, score
 
 HEAD = """
 [logging]
@@ -160,3 +160,51 @@ def test_the_index_finds_what_a_search_through_all_rules_finds(
 @pytest.mark.parametrize("name", ["d", "default"])
 def test_a_client_that_no_rule_takes_finds_none(name: str) -> None:
     assert found(config("[database.x.user.default]"), name, "u") == ""
+
+
+GROUP_QUERY = 'group_query = "SELECT 1"\ngroup_query_db = "d"\ngroup_query_user = "asker"\n'
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_a_group_takes_its_members_behind_their_own_rules(is_sequential: bool) -> None:
+    made = config(
+        "[database.d.user.anna]",
+        f"[[database.d.group.near]]\naddress = '10.0.0.0/8'\n{GROUP_QUERY}",
+        f"[database.d.group.staff]\n{GROUP_QUERY}",
+        "[database.d.user.default]",
+        f"[database.default.group.all]\n{GROUP_QUERY}",
+        is_sequential=is_sequential,
+    )
+    members = {
+        "d.group.near[0]": {"anna", "bert"},
+        "d.group.staff": {"anna", "bert", "carl"},
+        "default.group.all": {"anna"},
+    }
+    rules = Rules(made)
+
+    def name(database: str, user: str, address: str = "10.0.0.1") -> str:
+        rule = rules.match(database, user, ip_address(address), HOSTNOSSL, members)
+        return rule.name if rule else ""
+
+    assert name("d", "anna") == "d.anna"
+    assert name("d", "bert") == "d.group.near[0]"
+    assert name("d", "bert", "192.0.2.1") == name("d", "carl") == "d.group.staff"
+    assert name("d", "default") == name("d", "staff") == "d.default"
+    assert name("x", "anna") == "default.group.all"
+    assert name("x", "bert") == ""
+    members["d.group.staff"].discard("carl")
+    assert name("d", "carl") == "d.default"
+
+
+def test_a_group_is_never_the_place_of_our_own_queries() -> None:
+    made = config(
+        f"[database.d.group.staff]\n{GROUP_QUERY}",
+        '[database.d.user.asker]\npool_routing = "internal"',
+        "[database.default.user.default]",
+    )
+    own = rule_for_queries(made.rules, "d", "asker")
+    assert own is not None
+    assert own.name == "d.asker"
+    other = rule_for_queries(made.rules, "d", "staff")
+    assert other is not None
+    assert other.name == "default.default"
