@@ -108,6 +108,10 @@ class AuthenticationFailed(ClientFault):
         super().__init__(f'password authentication failed for user "{user}"', cause=cause)
 
 
+class AuthenticationUndecided(AuthenticationFailed):
+    """Who decides could not be asked. The client cannot tell, but it did not guess a password wrongly."""
+
+
 class NoRule(ClientFault):
     """No rule of the configuration matches."""
 

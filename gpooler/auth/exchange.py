@@ -8,6 +8,7 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from gpooler.auth import md5, scram
@@ -48,6 +49,10 @@ class Later:
     work: Callable[[], bytes | Done]
 
 
+# Somebody else's word on a clear-text password. As ``Later.work``: yields, has a deadline, raises.
+Check = Callable[[bytes], Done]
+
+
 class Exchange(Protocol):
     """One login of one client."""
 
@@ -70,6 +75,7 @@ def begin(
     salt_name: str | None = None,
     md5_salt: bytes | None = None,
     unknown_cause: str = NO_PASSWORD,
+    check: Check | None = None,
 ) -> Exchange:
     """The exchange for ``method``, one of the names of the option ``authentication``.
 
@@ -79,7 +85,8 @@ def begin(
 
     ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
     given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
-    ``md5_salt`` was sent already, with an MD5 challenge.
+    ``md5_salt`` was sent already, with an MD5 challenge. ``check`` decides in place of ``secret`` with
+    ``clear_text``.
 
     Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
     """
@@ -93,7 +100,7 @@ def begin(
     if method == NONE:
         return _NoExchange()
     if method == CLEAR_TEXT:
-        return _ClearTextExchange(user, secret, unknown_cause)
+        return _ClearTextExchange(user, secret, unknown_cause, check)
     raise ConfigurationError(f'authentication "{method}" cannot be used with a password')
 
 
@@ -112,18 +119,21 @@ class _NoExchange:
 class _ClearTextExchange:
     """``clear_text``."""
 
-    __slots__ = ("_secret", "_unknown_cause", "_user")
+    __slots__ = ("_check", "_secret", "_unknown_cause", "_user")
 
-    def __init__(self, user: str, secret: Secret | None, unknown_cause: str) -> None:
+    def __init__(self, user: str, secret: Secret | None, unknown_cause: str, check: Check | None) -> None:
         self._user = user
         self._secret = secret
         self._unknown_cause = unknown_cause
+        self._check = check
 
     def challenge(self) -> bytes | Done:
         return messages.authentication_cleartext_password()
 
-    def answer(self, body: bytes) -> bytes | Done:
+    def answer(self, body: bytes) -> bytes | Done | Later:
         password = _password(body, self._user)
+        if self._check is not None:
+            return Later(partial(self._check, password))
         if self._secret is None:
             raise AuthenticationFailed(self._user, cause=self._unknown_cause)
         if not self._secret.is_password(encode(self._user), password):

@@ -17,6 +17,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
+from gpooler.client.password_checks import PasswordChecks
 from gpooler.client.plan import Plan, Plans
 from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
@@ -109,6 +110,7 @@ class Login:
         self._cancels = cancels
         self._logger = logger
         self._plans = Plans(config, logger.is_debug)
+        self._checks = PasswordChecks(config)
         general = tcp_settings(config.performance)
         self._socket_changes = {
             rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
@@ -141,7 +143,7 @@ class Login:
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
         assert guest.plan is not None
-        guest.conversation = self._exchange(guest.plan, guest.salt)
+        guest.conversation = self._exchange(guest, guest.plan, guest.salt)
         self.on_password(guest, body)
 
     def on_proved(self, guest: Guest) -> None:
@@ -239,13 +241,13 @@ class Login:
             if not self._admission.enter(self._config.limits.client_max):
                 raise ClientMaxReached(self._config.limits.client_max or 0)
             guest.is_counted = True
-            guest.conversation = self._exchange(plan)
+            guest.conversation = self._exchange(guest, plan)
         negotiation = packet.negotiation()
         if negotiation:
             guest.send(negotiation)
         self._go_on(guest, guest.conversation.challenge())
 
-    def _exchange(self, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
+    def _exchange(self, guest: Guest, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
         rule = plan.rule
         assert rule is not None
         return exchange.begin(
@@ -255,6 +257,9 @@ class Login:
             self._mock_key,
             salt_name=rule.name if rule.is_default_user else None,
             md5_salt=salt,
+            check=self._checks.of(
+                rule, plan.packet.user, plan.packet.database, guest.host if guest.family else ""
+            ),
         )
 
     def _debug(self, guest: Guest, message: str) -> None:

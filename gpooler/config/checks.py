@@ -30,6 +30,7 @@ CLEAR_TEXT_SOURCES: Final = (
     "ldap_endpoint_name",
     "enable_mdb_iamproxy_auth",
 )
+OUTSIDE: Final = ("auth_pam_service", "ldap_endpoint_name")  # these check a password themselves
 NOT_BUILT_AUTHENTICATION: Final = (Authentication.CERT, Authentication.EXTERNAL)
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
 TOLD_APART_BY: Final = ("address", "connection_type")
@@ -185,6 +186,7 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         sources = ("password", "auth_query")
     if sources and not any(getattr(rule, word) for word in sources):
         yield Finding(at, f'"{method}" needs "password"', tuple((*path, word) for word in sources))
+    yield from _outside_checks(path, rule)
     secret = rule.password.get_secret_value() if rule.password else ""
     # the other way round is no contradiction: with a verifier "md5" does SCRAM, as PostgreSQL
     if method is Authentication.SCRAM_SHA_256 and is_md5(secret):
@@ -193,6 +195,21 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         yield Finding((*path, "auth_query"), "needs auth_query_db and auth_query_user")
     if rule.auth_query and rule.auth_pam_service:
         yield Finding((*path, "auth_query"), "excludes auth_pam_service")
+
+
+def _outside_checks(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    """Whoever decides about a password decides alone, and is asked at all."""
+    given = [word for word in OUTSIDE if getattr(rule, word)]
+    at = (*path, "authentication")
+    for number, word in enumerate(given):
+        if rule.authentication is not Authentication.CLEAR_TEXT:
+            text = f'needs authentication = "{Authentication.CLEAR_TEXT}"'
+            yield Finding((*path, word), text, (at,))
+        for other in given[:number]:
+            yield Finding((*path, word), f"excludes {other}", ((*path, other),))
+        if rule.password is not None:
+            text = "excludes password; what gpooler gives the server is storage_password"
+            yield Finding((*path, word), text, ((*path, "password"),))
 
 
 def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:

@@ -41,7 +41,12 @@ EXAMPLE_HEADERS: Final[Mapping[str, str]] = {
     RULE: "[database.default.user.default]",
 }
 OLD_NAME: Final = "service.online_restart_drop_options"
-NOT_WITH_ACTIVE: Final = ("shared_pool",)  # what the active part excludes; the last rule shows it
+WITH_CLEAR_TEXT: Final = "Goes with clear_text and without password; see the last rules below."
+# What the active part excludes: the last rules show it.
+NOT_WITH_ACTIVE: Final[Mapping[str, str]] = {
+    "shared_pool": "Excludes pool_size; see the last rules below.",
+    "auth_pam_service": WITH_CLEAR_TEXT,
+}
 
 EXAMPLE_HEAD: Final = """\
 # gpooler: every option, at its default where it is commented out.
@@ -77,6 +82,15 @@ EXAMPLE_TAIL: Final = """\
 #storage = "local_postgres"
 #pool = "session"
 #shared_pool = "small"
+
+# Passwords checked by PAM, as the file /etc/pam.d/postgresql says.
+#[database.payroll.user.default]
+#authentication = "clear_text"
+#auth_pam_service = "postgresql"
+#storage = "local_postgres"
+#storage_user = "payroll"
+#storage_password = "secret"
+#pool = "transaction"
 """
 
 REFERENCE_HEAD: Final = """\
@@ -203,7 +217,7 @@ def _explanation(item: Option) -> str:
     elif row.status is Status.BUILT and item.default is None and not isinstance(item.kind, Network):
         text += " Default: unset."
     if item.name in NOT_WITH_ACTIVE:
-        text += " Excludes pool_size; see the last rules below."
+        text += f" {NOT_WITH_ACTIVE[item.name]}"
     return text
 
 

@@ -241,6 +241,15 @@ class Limits(Section):
     cancel_max_inflight: Annotated[int, Number(least=-1)] = option(
         -1, "Cancels toward servers at once; -1 is two a worker. Workers have equal parts, at least 1."
     )
+    auth_threads: Annotated[int, Number(least=1, most=1024)] = option(
+        8, "Threads of each worker for each PAM service and LDAP endpoint: logins it checks at once."
+    )
+    auth_queue_limit: Count = option(
+        128, "Logins of a worker that may wait for such a thread; what comes beyond is refused at once."
+    )
+    auth_timeout_ms: Annotated[int, Number("ms", least=1)] = option(
+        5000, "Limit of asking a PAM service or an LDAP endpoint, the wait for a thread included."
+    )
 
     def routing_limit(self, workers: int) -> int:
         """Clients in login at once, over all workers."""

@@ -106,7 +106,13 @@ class RuleBody(Section):
     auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
     auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
     auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)
-    auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
+    auth_pam_service: OptionalStr = option(
+        None,
+        "The PAM service that checks a clear-text password, and the account; PAM_RHOST is the client's "
+        "address. Needs the package pamela.",
+        reload=Reload.RULE,
+        example="postgresql",
+    )
     auth_module: OptionalStr = not_built(None, "A loaded module decides.")
     enable_mdb_iamproxy_auth: Bool = not_built(False, "A token is sent to an agent over a Unix socket.")
     mdb_iamproxy_socket_path: Str = not_built(

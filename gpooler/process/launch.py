@@ -9,6 +9,7 @@ from typing import Final
 import setproctitle
 
 from gpooler import __version__
+from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
@@ -75,6 +76,7 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
     listeners: list[Listener] = []
     pid_file: PidFile | None = None
     try:
+        load_libraries(config)
         listeners = _bind(config)
         pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
         status = Arbiter(

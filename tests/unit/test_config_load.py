@@ -138,6 +138,14 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (changed('"clear_text"', '"md5"').replace('password = "client-secret"\n', "", 1), 'needs "password"'),
         (changed('password = "client-secret"\n', ""), 'needs "password"'),
         (
+            with_rule_lines('auth_pam_service = "x"'),
+            "auth_pam_service: excludes password; what gpooler gives",
+        ),
+        (
+            changed('"clear_text"', '"md5"').replace('password = "client', 'auth_pam_service = "client', 1),
+            'auth_pam_service: needs authentication = "clear_text"',
+        ),
+        (
             with_rule_lines('shared_pool = "small"\n[shared_pool.small]\npool_size = 3'),
             "excludes shared_pool",
         ),

@@ -16,6 +16,7 @@ EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.InvalidAuthorization("no PostgreSQL user name specified"), "FATAL", "28000"),
     (errors.UserBlocked("app", "orders"), "FATAL", "28000"),
     (errors.AuthenticationFailed("app", cause="wrong password"), "FATAL", "28P01"),
+    (errors.AuthenticationUndecided("app", cause="no answer"), "FATAL", "28P01"),
     (errors.NoRule("orders", "app"), "FATAL", "3D000"),
     (errors.StatementPoolRefusal(), "ERROR", "0A000"),
     (errors.SessionStateRefusal(), "ERROR", "0A000"),
@@ -72,7 +73,8 @@ def test_the_cause_goes_to_the_log_and_never_to_the_client() -> None:
 
 
 def test_failed_logins_look_the_same_whatever_the_cause() -> None:
-    texts = {str(errors.AuthenticationFailed("app", cause=cause).fields()) for cause in ("a", "b")}
+    kinds = (errors.AuthenticationFailed, errors.AuthenticationUndecided)
+    texts = {str(kind("app", cause=cause).fields()) for kind in kinds for cause in ("a", "b")}
     assert len(texts) == 1
 
 
