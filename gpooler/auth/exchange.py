@@ -37,6 +37,7 @@ class Done:
     messages: bytes
     password: bytes | None = field(default=None, repr=False)  # clear text, where the client sent it
     keys: ScramKeys | None = None  # from a SCRAM exchange: log in to servers with the same verifier
+    storage_user: str | None = None  # whom to be at the server, where a directory says so
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,8 +301,10 @@ class Login:
             raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
             rule, packet = plan.rule, plan.packet
+            if said.storage_user is not None:
+                plan = guest.plan = plan.variant(said.storage_user)
             route = plan.route or self._routes.known(
-                rule, packet.database, packet.user, packet.replication is not Replication.NONE
+                rule, packet.database, plan.storage_user, packet.replication is not Replication.NONE
             )
             if route is not None:
                 self._adopt(guest, plan, rule, route, said)
@@ -315,7 +317,7 @@ class Login:
             with self._gate:
                 packet = plan.packet
                 is_replication = packet.replication is not Replication.NONE
-                route = self._routes.open(rule, packet.database, packet.user, is_replication)
+                route = self._routes.open(rule, packet.database, plan.storage_user, is_replication)
                 if guest.fd >= 0:
                     self._adopt(guest, plan, rule, route, done)
         except (GpoolerError, ClientGone) as error:

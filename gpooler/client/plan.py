@@ -35,7 +35,7 @@ class Plan:
 
     __slots__ = (
         "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "name", "names", "packet",
-        "parameters", "route", "rule", "secret", "version",
+        "parameters", "route", "rule", "secret", "storage_user", "variants", "version",
     )  # fmt: skip
 
     def __init__(self, data: bytes, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
@@ -61,6 +61,17 @@ class Plan:
         self.route: Route | None = None
         self.greeting: Greeting | None = None
         self.version = -1  # of the route's parameters when the greeting was made
+        self.storage_user = packet.user  # whom the route is for, unless the rule says whom
+        self.variants: dict[str, Plan] = {}
+
+    def variant(self, storage_user: str) -> "Plan":
+        """The same for clients that are somebody else at the server."""
+        found = self.variants.get(storage_user)
+        if found is None:
+            found = self.variants[storage_user] = Plan(self.data, self.packet, self.rule, self.secret)
+            found.is_debugged = self.is_debugged
+            found.storage_user = storage_user
+        return found
 
     @property
     def is_plain(self) -> bool:

@@ -100,6 +100,7 @@ def _config(source: Source, document: Document) -> Config:
         listen=tuple(_listeners(document, service.unix_socket_dir)),
         storage=_storages(document, service.unix_socket_dir),
         shared_pool=dict(document.shared_pool),
+        ldap_endpoint=dict(document.ldap_endpoint),
         rules=tuple(_rules(source, document)),
     )
 

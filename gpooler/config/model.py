@@ -57,6 +57,7 @@ __all__ = [
     "ConnectionType",
     "DropOptions",
     "Endpoint",
+    "LdapEndpoint",
     "Limits",
     "Listen",
     "Logging",
@@ -431,20 +432,57 @@ class SharedPool(Section):
 
 
 class LdapEndpoint(Section):
-    """``[ldap_endpoint.NAME]``."""
+    """``[ldap_endpoint.NAME]``: a directory, and how a user is found there."""
 
-    ldapserver: Str = required("Host.", placeholder="?")
-    ldapport: Annotated[int | None, Number(least=1, most=65_535)] = not_built(None, "Port.")
-    ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = not_built(LdapScheme.LDAP, "Plain or over TLS.")
-    ldapprefix: Annotated[str | None, FreeText()] = not_built(
-        None, "Before the user name, for a direct bind."
+    ldapserver: Str = required(
+        "Host, or several separated by spaces, which are tried in turn.",
+        placeholder="?",
+        reload=Reload.RULE,
+        example="ldap.example.com",
     )
-    ldapsuffix: Annotated[str | None, FreeText()] = not_built(None, "After it.")
-    ldapbasedn: OptionalStr = not_built(None, "Where to search.")
-    ldapbinddn: OptionalStr = not_built(None, "Who searches.")
-    ldapbindpasswd: OptionalSecret = not_built(None, "With what password.")
-    ldapsearchattribute: OptionalStr = not_built(None, "What is compared with the user name; uid.")
-    ldapsearchfilter: OptionalStr = not_built(None, "What must hold besides.")
+    ldapport: Annotated[int | None, Number(least=1, most=65_535)] = option(
+        None, "Port; unset: 389, or 636 with ldaps.", reload=Reload.RULE, example=389
+    )
+    ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = option(
+        LdapScheme.LDAP, "ldaps is TLS from the first byte.", reload=Reload.RULE
+    )
+    ldaptls: Bool = option(
+        False, "With ldap: encrypt by StartTLS before anything else is said.", reload=Reload.RULE
+    )
+    tls_ca_file: OptionalStr = option(
+        None,
+        "Under ldaps and ldaptls: authorities of the directory's certificate, which is always verified; "
+        "unset: as ldap.conf says.",
+        reload=Reload.RULE,
+    )
+    ldapprefix: Annotated[str | None, FreeText()] = option(
+        None,
+        "Direct bind: what stands before the user name, such as uid= or a domain with a backslash.",
+        reload=Reload.RULE,
+        example="uid=",
+    )
+    ldapsuffix: Annotated[str | None, FreeText()] = option(
+        None, "And behind it.", reload=Reload.RULE, example=",ou=people,dc=example,dc=com"
+    )
+    ldapbasedn: OptionalStr = option(
+        None,
+        "Search and bind: below this entry, at any depth, the user's entry is sought.",
+        reload=Reload.RULE,
+        example="dc=example,dc=com",
+    )
+    ldapbinddn: OptionalStr = option(
+        None, "Who searches; unset: anonymous.", reload=Reload.RULE, example="cn=gpooler,dc=example,dc=com"
+    )
+    ldapbindpasswd: OptionalSecret = option(None, "With what password.", reload=Reload.RULE, example="secret")
+    ldapsearchattribute: OptionalStr = option(
+        None, "The attribute that is the user name; unset: uid.", reload=Reload.RULE, example="uid"
+    )
+    ldapsearchfilter: OptionalStr = option(
+        None,
+        "A filter that must hold besides.",
+        reload=Reload.RULE,
+        example="(objectClass=inetOrgPerson)",
+    )
     ldapscope: OptionalStr = ignored(None, "Depth of the search.", "it is always the whole tree")
 
 
@@ -471,7 +509,7 @@ class Document(Section):
     listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.", reload=Reload.RESTART)
     storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.RULE)
     shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.", reload=Reload.RULE)
-    ldap_endpoint: Mapping[str, LdapEndpoint] = not_built({}, "LDAP servers by name.", "remove the section")
+    ldap_endpoint: Mapping[str, LdapEndpoint] = option({}, "LDAP servers by name.", reload=Reload.RULE)
     database: Mapping[str, DatabaseRules] = option({}, "The rules.", reload=Reload.RULE)
 
 
@@ -529,4 +567,5 @@ class Config(Section):
     listen: tuple[Listen, ...]
     storage: Mapping[str, Storage]
     shared_pool: Mapping[str, SharedPool]
+    ldap_endpoint: Mapping[str, LdapEndpoint]
     rules: tuple[Rule, ...]  # in the order of the file

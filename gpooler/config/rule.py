@@ -43,7 +43,6 @@ KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPI
 PROBES_MOST = 127  # and more TCP_KEEPCNT
 USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
 AUTH_QUERY_ADVICE = 'give the secret with "password"'
-LDAP_ADVICE = 'give the secret with "password"'
 
 FORBIDDEN_OPTIONS = {
     "user": 'use "storage_user"',
@@ -68,8 +67,12 @@ class Section(BaseModel):
 class LdapCredentials(Section):
     """``ldap_storage_credentials.NAME``: whom to log in as at the server."""
 
-    ldap_storage_username: OptionalStr = not_built(None, "User name at the server.")
-    ldap_storage_password: OptionalSecret = not_built(None, "Its password.")
+    ldap_storage_username: Str = required(
+        "User name at the server.", placeholder="?", reload=Reload.RULE, example="sales_ro"
+    )
+    ldap_storage_password: OptionalSecret = option(
+        None, "Its password.", reload=Reload.RULE, example="secret"
+    )
 
 
 class RuleBody(Section):
@@ -118,10 +121,25 @@ class RuleBody(Section):
     mdb_iamproxy_socket_path: Str = not_built(
         "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent."
     )
-    ldap_endpoint_name: OptionalStr = not_built(None, "Check a clear-text password by LDAP.", LDAP_ADVICE)
-    ldap_storage_credentials_attr: OptionalStr = not_built(None, "LDAP attribute that lists storage groups.")
-    ldap_storage_credentials: Mapping[str, LdapCredentials] = not_built(
-        {}, "Credentials at the server by storage group."
+    ldap_endpoint_name: OptionalStr = option(
+        None,
+        "The LDAP endpoint that checks a clear-text password. Needs the package python-ldap.",
+        reload=Reload.RULE,
+        example="directory",
+    )
+    ldap_storage_credentials_attr: OptionalStr = option(
+        None,
+        "The attribute of the user's LDAP entry that names the storage groups it is in, as "
+        "HOST_DATABASE_GROUP: the storage's host, the client's database, the name of "
+        "ldap_storage_credentials.",
+        reload=Reload.RULE,
+        example="memberOf",
+    )
+    ldap_storage_credentials: Mapping[str, LdapCredentials] = option(
+        {},
+        "Whom to be at the server by storage group. The first the user is in counts; who is in none is "
+        "refused.",
+        reload=Reload.RULE,
     )
     ldap_pool_size: Ignored = ignored(None, "Size of a pool of LDAP connections.", "deprecated in Odyssey")
     ldap_pool_timeout: Ignored = ignored(None, "Its timeout.", "deprecated in Odyssey")

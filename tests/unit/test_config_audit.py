@@ -35,7 +35,11 @@ HOMES: Final = {
     "database.NAME.user.NAME": RULE,
     "storage.NAME": "storage.order_storage",
     "storage.NAME.balancing": "storage.order_storage.balancing",
+    "ldap_endpoint.NAME": "ldap_endpoint.x",
+    "database.NAME.user.NAME.ldap_storage_credentials.NAME": f"{RULE}.ldap_storage_credentials.x",
 }
+# What a section cannot be without.
+COMPANIONS: Final = {"ldap_endpoint.NAME": "ldapserver = 'h'\nldapbasedn = 'x'\n"}
 # Read by nobody: it is so in any case, which a warning says.
 NOT_READ: Final = {"pool_pin_on_listen"}
 
@@ -76,14 +80,14 @@ def with_option(option: Option, value: Any) -> str:
         if line == f"[{header}]":
             text = re.sub(rf"(?m)^{option.name} = .*\n", "", DEMO)
             return text.replace(f"[{header}]\n", f"[{header}]\n{lines}")
-    return f"{DEMO}\n[{header}]\n{lines}"
+    return f"{DEMO}\n[{header}]\n{COMPANIONS.get(option.section, '')}{lines}"
 
 
 def of(status: Status) -> list[Option]:
     """Options of that status; sections that are refused as a whole are tested as such."""
     found = []
     for option in TABLE:
-        is_inside_refused = re.search(r"soft_oom|ldap_endpoint|watchdog|group|ldap_storage", option.section)
+        is_inside_refused = re.search(r"soft_oom|watchdog|group", option.section)
         if option.about.status is status and not is_inside_refused:
             found.append(option)
     return found
@@ -116,10 +120,8 @@ def test_what_does_nothing_is_warned_about_by_name_with_the_reason(option: Optio
     "section",
     [
         "soft_oom",
-        "ldap_endpoint.x",
         "storage.order_storage.watchdog",
         "database.order_app.group.staff",
-        f"{RULE}.ldap_storage_credentials.x",
     ],
 )
 def test_a_section_that_is_not_built_is_refused(section: str) -> None:
