@@ -12,6 +12,7 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done, Later
+from gpooler.auth.failures import Failures
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
@@ -23,6 +24,7 @@ from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
+    AuthenticationUndecided,
     ClientMaxReached,
     GpoolerError,
     LoginTimeout,
@@ -100,6 +102,7 @@ class Login:
         mock_key: bytes,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
+        failures: Failures,
     ) -> None:
         """``names`` gives the index of a (database, user) pair; ``mock_key``: see ``auth.exchange``."""
         self._config = config
@@ -118,6 +121,8 @@ class Login:
         self._mock_key = mock_key
         self._names = names
         self._on_adopted = on_adopted
+        self._failures = failures
+        self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
@@ -170,7 +175,10 @@ class Login:
 
     def expire(self, guest: Guest) -> None:
         """Its client_login_timeout is over."""
-        self._end(guest, LoginTimeout(guest.timeout_ms))
+        if guest in self._kept_back:
+            self._let_go(guest)
+        else:
+            self._end(guest, LoginTimeout(guest.timeout_ms))
 
     def _end(self, guest: Guest, error: GpoolerError | ClientGone) -> None:
         """A login failed: tell the log, and the client if it is there; nothing of it is left."""
@@ -178,17 +186,42 @@ class Login:
             guest.is_counted = False
             self._admission.leave()
         if isinstance(error, GpoolerError):
-            rule = None if guest.plan is None else guest.plan.rule
-            self._refuse(guest, error, rule is None or rule.client_show_id)
+            self._counters.add_process(ProcessWord.LOGIN_ERRORS)
+            self._logger.error(
+                f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
+            )
+            if isinstance(error, AuthenticationFailed) and (delay_s := self._note_failure(guest, error)):
+                self._kept_back[guest] = error
+                gevent.spawn_later(delay_s, self._let_go, guest)
+                return
+            self._tell(guest, error)
         elif guest.who.user:
             self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
         guest.close()
 
-    def _refuse(self, guest: Guest, error: GpoolerError, is_id_shown: bool) -> None:
-        self._counters.add_process(ProcessWord.LOGIN_ERRORS)
-        self._logger.error(
-            f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
-        )
+    def _note_failure(self, guest: Guest, error: AuthenticationFailed) -> float:
+        """Count a failed login; returns for how many seconds its answer is to be kept back."""
+        assert guest.plan is not None
+        is_guess = not isinstance(error, AuthenticationUndecided)
+        if is_guess and self._failures.add(guest.address, encode(guest.plan.packet.user)):
+            limits = self._config.limits
+            self._logger.error(
+                f"banned for {limits.auth_failure_ban_ms} ms after {limits.auth_failure_max} failed logins",
+                context="startup",
+                who=guest.who,
+            )
+        return self._failures.delay_s(guest.address)
+
+    def _let_go(self, guest: Guest) -> None:
+        """Tell a client what was kept back."""
+        error = self._kept_back.pop(guest, None)
+        if error is not None:
+            self._tell(guest, error)
+            guest.close()
+
+    def _tell(self, guest: Guest, error: GpoolerError) -> None:
+        rule = None if guest.plan is None else guest.plan.rule
+        is_id_shown = rule is None or rule.client_show_id
         try:
             guest.send(messages.error_response(error, client_id(guest.number) if is_id_shown else None))
         except ClientGone:
@@ -290,6 +323,8 @@ class Login:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
         plan = guest.plan
         assert plan is not None
+        if not isinstance(said, bytes):
+            self._refuse_banned(guest, plan)
         if isinstance(said, Later):
             gevent.spawn(self._ask, guest, said)
         elif not isinstance(said, Done):
@@ -301,6 +336,8 @@ class Login:
             raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
             rule, packet = plan.rule, plan.packet
+            if rule.authentication is not Authentication.NONE:
+                self._failures.clear(guest.address, encode(packet.user))
             if said.storage_user is not None:
                 plan = guest.plan = plan.variant(said.storage_user)
             route = plan.route or self._routes.known(
@@ -310,6 +347,13 @@ class Login:
                 self._adopt(guest, plan, rule, route, said)
             else:
                 gevent.spawn(self._wait_for_route, guest, plan, rule, said)
+
+    def _refuse_banned(self, guest: Guest, plan: Plan) -> None:
+        """Before somebody is asked or told that the password is right. Raises AuthenticationFailed."""
+        user = plan.packet.user
+        is_asked = plan.rule is not None and plan.rule.authentication is not Authentication.NONE
+        if is_asked and self._failures.is_banned(guest.address, encode(user)):
+            raise AuthenticationFailed(user, cause="banned after too many failed logins")
 
     def _wait_for_route(self, guest: Guest, plan: Plan, rule: Rule, done: Done) -> None:
         """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
@@ -399,8 +443,11 @@ class Login:
 
     def _remember(self, guest: Guest, plan: Plan, rule: Rule) -> None:
         """Let clients that begin like this one take the short way, if nothing else has to be looked at."""
-        if self._config.limits.client_max is not None or not plan.is_plain or self.is_draining:
+        limits = self._config.limits
+        if limits.client_max is not None or not plan.is_plain or self.is_draining:
             return
+        if limits.auth_failure_max and rule.authentication is not Authentication.NONE:
+            return  # the short way knows of no ban
         stored = None
         if rule.authentication is Authentication.MD5:
             stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None

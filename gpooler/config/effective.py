@@ -123,4 +123,4 @@ def _plain(value: Any, *, is_mode: bool) -> Any:
         return dict([value.source]) if value.source else HIDDEN
     if isinstance(value, StrEnum | IPv4Network | IPv6Network):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item, is_mode=False) for item in value] if isinstance(value, tuple) else value

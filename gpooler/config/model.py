@@ -1,6 +1,7 @@
 """The configuration as the rest of gpooler sees it: frozen, checked, with Odyssey's option names."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 
 from gpooler.config.field import Reload, ignored, not_built, option, required
@@ -22,6 +23,7 @@ from gpooler.config.values import (
     Ignored,
     LogFormat,
     Ms,
+    Networks,
     Number,
     OneOf,
     OptionalPositive,
@@ -250,6 +252,23 @@ class Limits(Section):
     )
     auth_timeout_ms: Annotated[int, Number("ms", least=1)] = option(
         5000, "Limit of asking a PAM service or an LDAP endpoint, the wait for a thread included."
+    )
+    auth_failure_delay_ms: Ms = option(
+        0, "How long the answer to a failed login is kept back, at most until client_login_timeout; 0 is off."
+    )
+    auth_failure_max: Count = option(
+        0,
+        "After so many failed logins as one user from one address, over all workers and with no success "
+        "between them, every login as that user from there fails for auth_failure_ban_ms; 0 is off. Behind a "
+        "proxy all clients have one address. A whole /64 counts as one address of IPv6.",
+        reload=Reload.RESTART,
+    )
+    auth_failure_ban_ms: Annotated[int, Number("ms", least=1)] = option(
+        60_000, "How long, and after how long without a failure the count begins anew.", reload=Reload.RESTART
+    )
+    auth_failure_trusted: Annotated[tuple[IPv4Network | IPv6Network, ...], Networks()] = option(
+        (),
+        "Networks whose failed logins are neither delayed nor counted; nor are those at Unix sockets.",
     )
 
     def routing_limit(self, workers: int) -> int:

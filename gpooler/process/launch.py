@@ -9,6 +9,7 @@ from typing import Final
 import setproctitle
 
 from gpooler import __version__
+from gpooler.auth.failures import FailureTable
 from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
@@ -79,15 +80,17 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
         load_libraries(config)
         listeners = _bind(config)
         pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
         status = Arbiter(
             config,
-            workers=config.performance.worker_count(len(os.sched_getaffinity(0))),
+            workers=workers,
             listeners=listeners,
             log=log,
             log_settings=settings,
             entries=entries,
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
+            failures=FailureTable(workers) if config.limits.auth_failure_max else None,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")

@@ -11,6 +11,7 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 
 from gpooler import faults
+from gpooler.auth.failures import Failures
 from gpooler.broker import messages as broker_messages
 from gpooler.broker.client import BrokerClient, Report
 from gpooler.broker.codec import ChannelProtocolError, Codec, Message
@@ -109,6 +110,7 @@ class Worker:
             context.mock_key,
             self._clients.names,
             self._clients.on_adopted,
+            Failures(config.limits, context.failures, context.worker, context.mock_key),
         )
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker

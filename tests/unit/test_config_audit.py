@@ -13,6 +13,7 @@ from gpooler.config.toml_text import entry
 from gpooler.config.values import (
     FreeText,
     Kind,
+    Networks,
     Number,
     OneOf,
     Parameters,
@@ -56,6 +57,8 @@ def other_value(option: Option) -> Any:
             return next(str(word) for word in kind.words if word != option.default)
         case Parameters():
             return {"jit": "off"}
+        case Networks():
+            return ["10.0.0.0/8"]
         case Quantiles():
             return [0.5]
         case TextList():
