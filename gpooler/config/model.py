@@ -103,7 +103,12 @@ class Service(Section):
     priority: Annotated[int, Number(least=-20, most=19)] = not_built(
         0, "Nice value of all processes.", "start gpooler with nice"
     )
-    user: OptionalStr = not_built(None, "Run as this user.", "start gpooler as that user")
+    user: OptionalStr = option(
+        None,
+        "Started as root: become this user once the listeners are bound. Its groups count, too.",
+        reload=Reload.RESTART,
+        example="postgres",
+    )
     pid_file: OptionalStr = option(
         None, "Where the process id is written.", reload=Reload.RESTART, example="/run/gpooler.pid"
     )
