@@ -48,8 +48,11 @@ def with_lines(header: str, lines: str) -> str:
     return f"{header}\n{lines}\n{DEMO_TEXT}"
 
 
-def test_the_demo_everybody_copies_loads() -> None:
-    loaded = load(DEMO)
+def test_the_demo_everybody_copies_loads(tmp_path: Path) -> None:
+    copy = tmp_path / "demo.toml"
+    copy.write_text(DEMO_TEXT)
+    copy.chmod(0o600)
+    loaded = load(copy)
     config = loaded.config
     assert loaded.warnings == ()
     assert config.logging.log_format == "%p %t %e %l [%i %s] (%c) %m\n"
