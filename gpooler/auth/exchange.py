@@ -47,7 +47,7 @@ class Later:
     It yields, has a deadline of its own, and raises as ``Exchange.answer`` does.
     """
 
-    work: Callable[[], bytes | Done]
+    work: Callable[[], bytes | Done] = field(repr=False)  # it holds the password
 
 
 # Somebody else's word on a clear-text password. As ``Later.work``: yields, has a deadline, raises.

@@ -4,6 +4,7 @@ What can be answered at once is answered where its message comes in; a greenlet 
 when it has to wait: for the id of a route, for its turn, for a cancel request to be over.
 """
 
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -318,6 +319,11 @@ class Login:
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
+        except Exception as error:  # noqa: BLE001  # a library's surprise: the client is told as usual
+            self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
+            if guest.fd >= 0 and guest.plan is not None:
+                user = guest.plan.packet.user
+                self._end(guest, AuthenticationUndecided(user, cause=f"uncaught {type(error).__name__}"))
 
     def _go_on(self, guest: Guest, said: bytes | Done | Later) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
