@@ -142,7 +142,10 @@ class Login:
         """The body of a password message."""
         try:
             assert guest.conversation is not None
-            self._go_on(guest, guest.conversation.answer(body))
+            said = guest.conversation.answer(body)
+            if isinstance(said, Later):
+                self._refuse_banned(guest)  # nobody is asked for who is refused anyway
+            self._go_on(guest, said)
         except (GpoolerError, ClientGone) as error:
             self._end(guest, error)
 
@@ -329,8 +332,6 @@ class Login:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
         plan = guest.plan
         assert plan is not None
-        if not isinstance(said, bytes):
-            self._refuse_banned(guest, plan)
         if isinstance(said, Later):
             gevent.spawn(self._ask, guest, said)
         elif not isinstance(said, Done):
@@ -343,6 +344,7 @@ class Login:
         else:
             rule, packet = plan.rule, plan.packet
             if rule.authentication is not Authentication.NONE:
+                self._refuse_banned(guest)
                 self._failures.clear(guest.address, encode(packet.user))
             if said.storage_user is not None:
                 plan = guest.plan = plan.variant(said.storage_user)
@@ -354,11 +356,11 @@ class Login:
             else:
                 gevent.spawn(self._wait_for_route, guest, plan, rule, said)
 
-    def _refuse_banned(self, guest: Guest, plan: Plan) -> None:
-        """Before somebody is asked or told that the password is right. Raises AuthenticationFailed."""
-        user = plan.packet.user
-        is_asked = plan.rule is not None and plan.rule.authentication is not Authentication.NONE
-        if is_asked and self._failures.is_banned(guest.address, encode(user)):
+    def _refuse_banned(self, guest: Guest) -> None:
+        """Who is banned fails where a wrong password would. Raises AuthenticationFailed."""
+        assert guest.plan is not None
+        user = guest.plan.packet.user
+        if self._failures.is_banned(guest.address, encode(user)):
             raise AuthenticationFailed(user, cause="banned after too many failed logins")
 
     def _wait_for_route(self, guest: Guest, plan: Plan, rule: Rule, done: Done) -> None:

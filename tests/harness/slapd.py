@@ -122,6 +122,10 @@ class Slapd:
         """What it logged: every connection and operation."""
         return (self._directory / "log").read_text(errors="replace")
 
+    def binds(self) -> int:
+        """How often somebody tried to log in: the first thing that gpooler asks for."""
+        return self.log().count(" BIND dn")
+
     def _prepare(self) -> None:
         ca, other = trustme.CA(), trustme.CA()
         ca.cert_pem.write_to_path(str(self.ca_file))
