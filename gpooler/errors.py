@@ -52,6 +52,20 @@ class ProtocolViolation(ClientFault):
     sqlstate = "08P01"
 
 
+class TlsRequired(ProtocolViolation):
+    """The listener takes no client without TLS."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("a TLS connection is required", cause=cause)
+
+
+class TlsFailed(ProtocolViolation):
+    """A TLS handshake that came to nothing; only an alert can tell the client."""
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("a TLS handshake failed", cause=cause)
+
+
 class LoginTimeout(ProtocolViolation):
     """The client did not finish its login within ``client_login_timeout``."""
 
@@ -90,6 +104,13 @@ class InvalidAuthorization(ClientFault):
     """Refused before any password was looked at."""
 
     sqlstate = "28000"
+
+
+class CertificateNeedsTls(InvalidAuthorization):
+    """The rule says ``authentication = "cert"``, and the client came without TLS."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("certificate authentication needs a TLS connection", cause=cause)
 
 
 class UserBlocked(InvalidAuthorization):
@@ -147,6 +168,48 @@ class SessionStateRefusal(ClientFault):
             detail="LISTEN, session advisory locks, temporary tables, cursors WITH HOLD and LOAD bind a "
             "session to its server.",
             hint='Use a pool of type "session", or session_state = "pin".',
+            cause=cause,
+        )
+
+
+class TargetNotBuilt(ClientFault):
+    """SET target_session_attrs to a kind of hosts that is not chosen yet."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            'target_session_attrs other than "any" is not built yet',
+            hint="A storage has one host.",
+            cause=cause,
+        )
+
+
+class TargetInvalid(ClientFault):
+    """SET target_session_attrs to what is no kind of hosts."""
+
+    sqlstate = "22023"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            'invalid value for parameter "target_session_attrs"',
+            hint="Available values: any, read-write, read-only, prefer-standby.",
+            cause=cause,
+        )
+
+
+class VirtualRefusal(ClientFault):
+    """What gpooler would answer itself, in a form that it does not."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            "target_session_attrs of gpooler is shown and set by a simple query of its own only",
+            hint="Send one statement, without parameters, by the simple query protocol.",
             cause=cause,
         )
 

@@ -25,6 +25,11 @@ class Reason(IntEnum):
     STATEMENT_POOL = 12  # opened a transaction in a statement pool
     CLIENT_QUERY_TIMEOUT = 13
     CLIENT_TRANSACTION_TIMEOUT = 14
+    TARGET_UNBUILT = (
+        15  # wanted hosts of a kind that nobody chooses yet (it stays connected, like the next two)
+    )
+    TARGET_INVALID = 16  # wanted hosts of no kind
+    VIRTUAL_UNCLEAR = 17  # asked gpooler in a way that only PostgreSQL answers
     SESSION_STATE = 19  # made session state that its rule refuses
     # servers
     SERVER_LOST = 20  # closed by PostgreSQL or by the network

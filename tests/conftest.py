@@ -92,7 +92,7 @@ def gpooler_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Gp
     """Makes running gpoolers: ``gpooler_factory(postgres, rule={...}, config={...})``.
 
     At the end of the test each that still runs must have no client, no growth of descriptors and no traceback
-    in its log, must stop cleanly and leave no process.
+    in its log, its servers must be as new (see Gpooler.dirt), it must stop cleanly and leave no process.
     """
     running: list[Gpooler] = []
     with ExitStack() as stack:
@@ -107,7 +107,8 @@ def gpooler_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Gp
         problems = []
         for gpooler in running:
             if gpooler.is_running:
-                problems += [f"{problem}\n{gpooler.tail()}" for problem in gpooler.leaks()]
+                found = gpooler.leaks() + gpooler.dirt()
+                problems += [f"{problem}\n{gpooler.tail()}" for problem in found]
                 gpooler.stop()
         assert not problems, "\n".join(problems)
 

@@ -6,7 +6,7 @@ messages. Section "Start-up" of the protocol documentation; the method is chosen
 ``CheckPWChallengeAuth`` does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -24,6 +24,7 @@ CLEAR_TEXT: Final = "clear_text"
 MD5: Final = "md5"
 SCRAM_SHA_256: Final = "scram-sha-256"
 
+DEFAULT: Final = "default"  # in ``auth_common_name``: the user's own name
 NO_PASSWORD: Final = "no password is known for this user"
 WRONG_PASSWORD: Final = "wrong password"
 _UNKNOWN_MD5: Final = md5.PREFIX + b"0" * 32
@@ -75,6 +76,7 @@ def begin(
     *,
     salt_name: str | None = None,
     md5_salt: bytes | None = None,
+    binding: bytes | None = None,
     unknown_cause: str = NO_PASSWORD,
     check: Check | None = None,
 ) -> Exchange:
@@ -86,8 +88,8 @@ def begin(
 
     ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
     given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
-    ``md5_salt`` was sent already, with an MD5 challenge. ``check`` decides in place of ``secret`` with
-    ``clear_text``.
+    ``md5_salt`` was sent already, with an MD5 challenge. ``binding``: channel binding of the client's TLS
+    session, None or empty where there is none. ``check`` decides in place of ``secret`` with ``clear_text``.
 
     Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
     """
@@ -95,14 +97,45 @@ def begin(
     if method == MD5:
         if secret is None or secret.kind is not SecretKind.SCRAM:
             return _Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
-        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
+        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
     if method == SCRAM_SHA_256:
-        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause)
+        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
     if method == NONE:
         return _NoExchange()
     if method == CLEAR_TEXT:
         return _ClearTextExchange(user, secret, unknown_cause, check)
     raise ConfigurationError(f'authentication "{method}" cannot be used with a password')
+
+
+def by_certificate(user: str, names: Collection[str], accepted: Collection[str]) -> Exchange:
+    """``cert``: the exchange for a client whose verified certificate has the common names ``names``.
+
+    ``accepted`` are those that may be the user, ``default`` stands for its own name; empty: only that.
+    """
+    allowed = {user if name == DEFAULT else name for name in accepted} or {user}
+    return _CertificateExchange(user, names, allowed)
+
+
+class _CertificateExchange:
+    """``cert``: TLS has seen who it is."""
+
+    __slots__ = ("_allowed", "_names", "_user")
+
+    def __init__(self, user: str, names: Collection[str], allowed: Collection[str]) -> None:
+        self._user = user
+        self._names = names
+        self._allowed = allowed
+
+    def challenge(self) -> bytes | Done:
+        if not self._names:
+            raise AuthenticationFailed(self._user, cause="it showed no certificate with a common name")
+        if not any(name in self._allowed for name in self._names):
+            cause = f"the common name of its certificate, {', '.join(self._names)}, is not allowed"
+            raise AuthenticationFailed(self._user, cause=cause)
+        return Done(messages.authentication_ok())
+
+    def answer(self, body: bytes) -> bytes | Done:
+        raise ProtocolViolation("unexpected password message")
 
 
 class _NoExchange:
@@ -167,10 +200,16 @@ class _Md5Exchange:
 class _ScramExchange:
     """``scram-sha-256`` with a plain secret or a verifier."""
 
-    __slots__ = ("_cause", "_has_mechanism", "_has_sent_salt", "_server", "_user", "_verifier")
+    __slots__ = ("_binding", "_cause", "_has_sent_salt", "_server", "_user", "_verifier")
 
     def __init__(
-        self, user: str, secret: Secret | None, mock_key: bytes, salt_name: str, unknown_cause: str
+        self,
+        user: str,
+        secret: Secret | None,
+        mock_key: bytes,
+        salt_name: str,
+        unknown_cause: str,
+        binding: bytes | None,
     ) -> None:
         self._user = user
         salt = scram.derived_salt(mock_key, encode(salt_name))
@@ -180,19 +219,30 @@ class _ScramExchange:
             self._cause = unknown_cause if secret is None else "an MD5 hash cannot serve SCRAM"
             verifier = Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY)
         self._verifier = verifier
-        self._server = ScramServer(verifier, is_doomed=bool(self._cause))
-        self._has_mechanism = False
+        self._binding = binding or None
+        self._server: ScramServer | None = None  # from the moment the client has chosen its mechanism
         self._has_sent_salt = False
 
     def challenge(self) -> bytes | Done:
-        return messages.authentication_sasl([scram.MECHANISM])
+        mechanisms = [scram.MECHANISM]
+        if self._binding is not None:
+            mechanisms.insert(0, scram.MECHANISM_PLUS)
+        return messages.authentication_sasl(mechanisms)
 
     def answer(self, body: bytes) -> bytes | Done:
         if len(body) > scram.MAX_MESSAGE_LENGTH:
             raise ProtocolViolation("invalid message length", cause=f"SASL message of {len(body)} bytes")
-        if not self._has_mechanism:
-            self._has_mechanism = True
-            initial = _initial_response(body)
+        if self._server is None:
+            mechanism, initial = _initial_response(body)
+            is_plus = mechanism == scram.MECHANISM_PLUS
+            if mechanism != scram.MECHANISM and not (is_plus and self._binding is not None):
+                raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
+            self._server = ScramServer(
+                self._verifier,
+                is_doomed=bool(self._cause),
+                binding=self._binding if is_plus else None,
+                offers_plus=self._binding is not None,
+            )
             if initial is None:  # a client may wait for an empty challenge (RFC 4422, section 3)
                 return messages.authentication_sasl_continue(b"")
             body = initial
@@ -217,16 +267,14 @@ def _password(body: bytes, user: str) -> bytes:
     return body[:-1]
 
 
-def _initial_response(body: bytes) -> bytes | None:
-    """The client-first-message of a SASLInitialResponse, None when there is none in it."""
+def _initial_response(body: bytes) -> tuple[bytes, bytes | None]:
+    """Mechanism and client-first-message of a SASLInitialResponse, None when there is none in it."""
     mechanism, separator, rest = body.partition(b"\0")
     if not separator or len(rest) < 4:
         raise ProtocolViolation("malformed SASLInitialResponse")
-    if mechanism != scram.MECHANISM:
-        raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
     length = int.from_bytes(rest[:4], "big", signed=True)
     if length == -1 and len(rest) == 4:
-        return None
+        return mechanism, None
     if length != len(rest) - 4:
         raise ProtocolViolation("malformed SASLInitialResponse")
-    return rest[4:]
+    return mechanism, rest[4:]

@@ -1,21 +1,25 @@
 """SCRAM-SHA-256, both sides, as PostgreSQL speaks it: RFC 5802, RFC 7677, "SASL Authentication".
 
 A side is an object that takes the other's message and gives its own. As in PostgreSQL the user name inside
-the exchange is ignored by the server and sent empty by the client, and there is no channel binding: the flags
-``n`` and ``y`` are accepted, ``p`` is not.
+the exchange is ignored by the server and sent empty by the client. Channel binding is tls-server-end-point,
+as SCRAM-SHA-256-PLUS.
 """
 
 import base64
 import hashlib
 import hmac
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 from gpooler.auth.saslprep import saslprep
-from gpooler.errors import FeatureNotSupported, ProtocolViolation, ServerAuthentication
+from gpooler.errors import FeatureNotSupported, InvalidAuthorization, ProtocolViolation, ServerAuthentication
 
 MECHANISM: Final = b"SCRAM-SHA-256"
+MECHANISM_PLUS: Final = b"SCRAM-SHA-256-PLUS"
+# The one type of channel binding that PostgreSQL knows (RFC 5929, section 4).
+END_POINT: Final = b"tls-server-end-point"
 KEY_LENGTH: Final = 32
 SALT_LENGTH: Final = 16  # SCRAM_DEFAULT_SALT_LEN of PostgreSQL
 DEFAULT_ITERATIONS: Final = 4096  # RFC 7677 asks for at least this; PostgreSQL's default
@@ -106,10 +110,27 @@ class ScramServer:
     A *doomed* exchange goes through the same motions and ends like a wrong password.
     """
 
-    __slots__ = ("_auth_prefix", "_gs2_header", "_is_doomed", "_nonce", "_verifier", "client_key")
+    __slots__ = (
+        "_auth_prefix", "_binding", "_gs2_header", "_is_doomed", "_nonce", "_offers_plus", "_verifier",
+        "client_key",
+    )  # fmt: skip
 
-    def __init__(self, verifier: Verifier, *, is_doomed: bool = False, nonce: bytes | None = None) -> None:
-        """``nonce`` is the server's part, printable; random when not given."""
+    def __init__(
+        self,
+        verifier: Verifier,
+        *,
+        is_doomed: bool = False,
+        nonce: bytes | None = None,
+        binding: bytes | None = None,
+        offers_plus: bool = False,
+    ) -> None:
+        """``nonce`` is the server's part, printable; random when not given.
+
+        ``binding`` is what binds the exchange to the TLS session, where the client chose
+        ``MECHANISM_PLUS``; ``offers_plus``: it might have.
+        """
+        self._binding = binding
+        self._offers_plus = offers_plus
         self._verifier = verifier
         self._is_doomed = is_doomed
         self._nonce = _new_nonce() if nonce is None else nonce
@@ -120,13 +141,24 @@ class ScramServer:
     def first(self, message: bytes) -> bytes:
         """Answers the client-first-message. Raises ``ProtocolViolation`` or ``FeatureNotSupported``."""
         flag, separator, rest = message.partition(b",")
-        if flag[:1] == b"p":
+        if self._binding is not None:
+            if flag[:1] != b"p":
+                raise _malformed(
+                    "The client selected SCRAM-SHA-256-PLUS, "
+                    "but the SCRAM message does not include channel binding data."
+                )
+            if flag != b"p=" + END_POINT or not separator:
+                raise ProtocolViolation("unsupported SCRAM channel-binding type")
+        elif flag[:1] == b"p":
             raise _malformed(
                 "The client selected SCRAM-SHA-256 without channel binding, "
                 "but the SCRAM message includes channel binding data."
             )
-        if flag not in (b"n", b"y") or not separator:
+        elif flag not in (b"n", b"y") or not separator:
             raise _malformed("Unexpected channel-binding flag.")
+        elif flag == b"y" and self._offers_plus:
+            # it could, and believes that we cannot: somebody between us took the offer away
+            raise InvalidAuthorization("SCRAM channel binding negotiation error")
         if rest[:1] == b"a":
             raise FeatureNotSupported("client uses authorization identity, but it is not supported")
         if rest[:1] != b",":
@@ -154,7 +186,10 @@ class ScramServer:
         attributes = _attributes(without_proof, "client-final-message")
         if not separator or [name for name, _ in attributes[:2]] != [b"c", b"r"]:
             raise _malformed("Attribute expected, but not found in client-final-message.")
-        if attributes[0][1] != base64.b64encode(self._gs2_header):
+        expected = base64.b64encode(self._gs2_header + (self._binding or b""))
+        if not hmac.compare_digest(attributes[0][1], expected):
+            if self._binding is not None:
+                raise InvalidAuthorization("SCRAM channel binding check failed")
             raise ProtocolViolation("unexpected SCRAM channel-binding attribute in client-final-message")
         if attributes[1][1] != self._nonce:
             raise ProtocolViolation("invalid SCRAM response", detail="Nonce does not match.")
@@ -182,10 +217,27 @@ class ScramClient:
     ``ServerAuthentication``.
     """
 
-    __slots__ = ("_bare", "_nonce", "_server_signature")
+    __slots__ = ("_bare", "_bound", "_header", "_nonce", "_server_signature", "mechanism")
 
-    def __init__(self, user: str = "", *, nonce: bytes | None = None) -> None:
-        """``user`` is empty towards PostgreSQL, which takes the one of the startup packet."""
+    def __init__(
+        self,
+        user: str = "",
+        *,
+        nonce: bytes | None = None,
+        binding: bytes | None = None,
+        offers: Collection[bytes] = (MECHANISM,),
+    ) -> None:
+        """``user`` is empty towards PostgreSQL, which takes the one of the startup packet.
+
+        ``binding``: what binds the exchange to the TLS session (``END_POINT``), None or empty without;
+        ``offers``: the server's mechanisms.
+        """
+        self.mechanism = MECHANISM_PLUS if binding and MECHANISM_PLUS in offers else MECHANISM
+        if self.mechanism == MECHANISM_PLUS:
+            self._header = b"p=" + END_POINT + b",,"
+        else:
+            self._header = b"y,," if binding else b"n,,"
+        self._bound = self._header + (binding or b"" if self.mechanism == MECHANISM_PLUS else b"")
         self._nonce = _new_nonce() if nonce is None else nonce
         name = user.encode("utf-8").replace(b"=", b"=3D").replace(b",", b"=2C")
         self._bare = b"n=%b,r=%b" % (name, self._nonce)
@@ -193,7 +245,7 @@ class ScramClient:
 
     def first(self) -> bytes:
         """The client-first-message."""
-        return b"n,," + self._bare
+        return self._header + self._bare
 
     def challenge(self, message: bytes) -> "Challenge":
         """Reads the server-first-message: what the keys are to be derived from."""
@@ -218,7 +270,7 @@ class ScramClient:
 
     def final(self, challenge: "Challenge", keys: ScramKeys) -> bytes:
         """The client-final-message, from keys derived for this challenge's salt and iterations."""
-        without_proof = b"c=biws,r=" + challenge.nonce
+        without_proof = b"c=" + base64.b64encode(self._bound) + b",r=" + challenge.nonce
         auth_message = self._bare + b"," + challenge.message + b"," + without_proof
         stored_key = hashlib.sha256(keys.client_key).digest()
         proof = _xor(keys.client_key, _hmac(stored_key, auth_message))

@@ -66,6 +66,7 @@ class Bury:
 
     slot: SlotName
     generation: int
+    rule: str  # its name
     endpoint: str
     pid: int  # 0: idle or in login, there is nothing to cancel
     secret_hex: str

@@ -208,7 +208,16 @@ class Book:
         timeout_us = slot.route.reset_timeout_us
         server_id = "" if slot.server is None else slot.server.server_id
         self._acts.append(
-            Bury(slot.name, slot.generation, slot.endpoint, pid, secret_hex, timeout_us, server_id)
+            Bury(
+                slot.name,
+                slot.generation,
+                slot.route.key.rule,
+                slot.endpoint,
+                pid,
+                secret_hex,
+                timeout_us,
+                server_id,
+            )
         )
 
     def take_acts(self) -> list[Act]:

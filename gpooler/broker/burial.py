@@ -20,7 +20,7 @@ _TIMEOUT_LEAST_S: Final = 1.0
 _CHUNK: Final = 65_536
 
 
-def bury(act: Bury, fd: int, cancel: Callable[[str, int, bytes, int], None], logger: Logger) -> None:
+def bury(act: Bury, fd: int, cancel: Callable[[str, str, int, bytes, int], None], logger: Logger) -> None:
     """Return when the server's process is gone, however long that takes. Yields. ``fd`` stays the caller's.
 
     ``cancel`` as in ``broker.service``. A process that stays beyond the act's timeout is logged once.
@@ -38,7 +38,7 @@ def bury(act: Bury, fd: int, cancel: Callable[[str, int, bytes, int], None], log
             return
         if act.pid:
             try:
-                cancel(act.endpoint, act.pid, bytes.fromhex(act.secret_hex), int(timeout_s * 1000))
+                cancel(act.rule, act.endpoint, act.pid, bytes.fromhex(act.secret_hex), int(timeout_s * 1000))
             except (GpoolerError, ValueError) as error:
                 logger.error(f"cancel at {act.endpoint} failed: {error}", context="broker")
         if _reaches_eof(sock, timeout_s):

@@ -352,7 +352,7 @@ class Ledger:
 
     def _on_connected(self, now_us: int, sender: Member, message: Connected) -> None:
         slot = self._slot(sender, message, (SlotState.OPENING,))
-        if slot is not None and not slot.has_descriptor:
+        if slot is not None:  # once more when the first connection had to be given up: TLS refused, say
             slot.endpoint = message.endpoint
             self._book.hold(slot)
 

@@ -26,8 +26,11 @@ from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
 
-CancelSender = Callable[[str, int, bytes, int], None]
-"""Sends a cancel request: endpoint, pid, secret, timeout in ms. Yields, raises GpoolerError."""
+CancelSender = Callable[[str, str, int, bytes, int], None]
+"""Sends a cancel request: name of the rule, endpoint, pid, secret, timeout in ms.
+
+Yields, raises GpoolerError.
+"""
 
 
 class Master(Protocol):
@@ -183,6 +186,8 @@ class BrokerService:
                 if channel is not None:  # else its end is about to be told
                     channel.send(act.message, () if act.slot is None else (self._held[act.slot],))
             elif isinstance(act, Hold):
+                if act.slot in self._held:
+                    os.close(self._held[act.slot])
                 self._held[act.slot] = fds.pop()
             elif isinstance(act, Entrust):
                 self._master.hold(act, self._held[act.slot])

@@ -19,6 +19,7 @@ from gpooler.errors import ServerFault
 from gpooler.faults import fault_point
 from gpooler.log import NOBODY, LogContext, Logger, server_id
 from gpooler.net.resolve import Address
+from gpooler.net.tls import Connector
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.relay.relay import Relay
 from gpooler.server.cancel import send_cancel
@@ -43,7 +44,7 @@ class Cancels:
         self._peers: dict[int, Channel] = {}  # by worker number
         self._asked: dict[int, AsyncResult] = {}
         self._next_token = 1
-        self.address_of: Callable[[int], Address | None] = lambda handle: None
+        self.whereabouts: Callable[[int], tuple[Address, Connector] | None] = lambda handle: None
 
     # -- requests of clients
 
@@ -92,9 +93,10 @@ class Cancels:
             self._relay.end_cancel(handle)
 
     def _deliver(self, handle: int) -> None:
-        address = self.address_of(handle)
-        if address is None:
+        found = self.whereabouts(handle)
+        if found is None:
             return
+        address, connector = found
         who = self._who(handle, address)
         queue_s = self._limits.cancel_queue_limit_ms / 1000 or None
         if not self._gate.acquire(timeout=queue_s):
@@ -103,7 +105,8 @@ class Cancels:
         try:
             fault_point("cancel_sending")
             record = self._relay.server(handle)
-            if not send_cancel(address, record["pid"], record["secret"], self._limits.cancel_timeout_ms):
+            timeout_ms = self._limits.cancel_timeout_ms
+            if not send_cancel(address, record["pid"], record["secret"], timeout_ms, connector):
                 self._logger.error("cancel request timed out", context="cancel", who=who)
             else:
                 self._logger.debug("cancel request delivered", context="cancel", who=who)

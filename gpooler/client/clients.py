@@ -33,7 +33,10 @@ from gpooler.errors import (
     ServerProtocol,
     SessionStateRefusal,
     StatementPoolRefusal,
+    TargetInvalid,
+    TargetNotBuilt,
     TransactionTimeout,
+    VirtualRefusal,
 )
 from gpooler.log import LogContext, Logger, client_id, server_id
 from gpooler.net.listen import Listener
@@ -147,7 +150,7 @@ class Clients:
         def accept(fd: int) -> None:
             assert self._entrance is not None
             try:
-                guest = self._entrance.accept(fd, timeout_ms, self._lingers)
+                guest = self._entrance.accept(fd, listener.index, timeout_ms, self._lingers)
             except OSError as error:
                 self._cannot_accept(error)
                 return
@@ -322,6 +325,12 @@ class Clients:
                 return StatementPoolRefusal()
             case Reason.SESSION_STATE:
                 return SessionStateRefusal()
+            case Reason.TARGET_UNBUILT:
+                return TargetNotBuilt()
+            case Reason.TARGET_INVALID:
+                return TargetInvalid()
+            case Reason.VIRTUAL_UNCLEAR:
+                return VirtualRefusal()
             case Reason.SERVER_LOST:
                 return ServerLost()
             case Reason.SERVER_PROTOCOL:
@@ -373,6 +382,21 @@ def wait_notices() -> tuple[bytes, bytes, bytes]:
     waiting = messages.notice_response("gpooler: waiting for a server")
     before, after = messages.notice_response("gpooler: waited # ms for a server")[5:].split(b"#")
     return waiting, before, after
+
+
+def virtual_answers() -> tuple[bytes, ...]:
+    """What SHOW (by either name), SET and RESET of target_session_attrs are answered with, as for open_route.
+
+    There is one value, so that nothing has to be kept.
+    """
+    notice = messages.notice_response("gpooler: answered without a server")
+    shown = messages.data_row([b"any"]) + messages.command_complete("SHOW")
+    return (
+        notice + messages.row_description(["odyssey.target_session_attrs"]) + shown,
+        notice + messages.row_description(["gpooler.target_session_attrs"]) + shown,
+        notice + messages.command_complete("SET"),
+        notice + messages.command_complete("RESET"),
+    )
 
 
 def _connect_error(route: Route) -> GpoolerError:

@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+from gpooler.relay.tls cimport TlsSession
+
 
 cdef class Guest:
     cdef readonly int fd                # -1 once it is closed or detached
@@ -10,11 +12,15 @@ cdef class Guest:
     cdef readonly uint64_t number       # the client's id, 48 bits
     cdef readonly int timeout_ms
     cdef readonly bytes buffer          # bytes behind the last message
+    cdef readonly TlsSession tls        # None: plain
+    cdef readonly bint has_more         # bytes that came are still in `tls`
+    cdef readonly int listener          # number of its listener in the configuration
     # The handlers' own:
     cdef public object plan             # what its startup packet leads to; None until it is found
     cdef public object conversation     # auth.exchange.Exchange
     cdef public bint is_counted         # against client_max
     cdef public int requests            # encryption requests seen, as bits
+    cdef public object handshake        # net.tls.Handshake, while it runs
     cdef public bytes salt              # sent with an MD5 challenge
     cdef object known                   # express.Known
     cdef object context                 # LogContext, once it is needed
@@ -26,6 +32,9 @@ cdef class Guest:
     cpdef int send(self, bytes data) except -1
     cpdef void expect_startup(self) noexcept
     cpdef void expect_password(self) noexcept
+    cpdef void expect_handshake(self) noexcept
+    cdef int send_raw(self, bytes data) except -1
+    cdef int pull(self) except -1
     cpdef int detach(self) except -2
 
 
@@ -41,3 +50,4 @@ cdef class Entrance:
     cdef int arm(self, Guest guest) except -1
     cpdef int read(self, Guest guest) except -1
     cdef int feed(self, Guest guest) except -1
+    cdef int hand_over(self, Guest guest) except -1

@@ -4,14 +4,17 @@ Compiled because a login must cost little: no greenlet, no socket object and no 
 a worker's guests share one epoll instance, whose descriptor the hub watches; each is armed for one event
 at a time (EPOLLONESHOT), so that the relay can take a descriptor over without a call here.
 
-A handler decides: ``on_startup(guest, packet)``, ``on_password(guest, body)``, ``on_bad(guest)`` for bytes
-that are no such message, ``on_gone(guest, cause)``. It answers with ``guest.send`` and says what it expects
+A handler decides: ``on_startup(guest, packet)``, ``on_password(guest, body)``, ``on_handshake(guest, data)`` for
+bytes of a TLS handshake, ``on_direct_tls(guest)`` when one comes in place of a startup packet, ``on_bad(guest)`` for
+bytes that are none of these, ``on_gone(guest, cause)``. It answers with ``guest.send`` and says what it expects
 next; what takes time goes to a greenlet that comes back with the same calls.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset, strerror
+
+from gpooler.relay.tls cimport TlsSession
 
 import socket
 from collections import deque
@@ -93,6 +96,8 @@ cdef enum:
     EXPECTS_NOTHING = 0
     EXPECTS_STARTUP = 1
     EXPECTS_PASSWORD = 2
+    EXPECTS_HANDSHAKE = 3
+    TLS_HANDSHAKE = 22      # content type of a record: the first byte of a ClientHello
     # Limits of wire/startup.py and wire/messages.py; a test compares.
     MIN_STARTUP = 8
     MAX_STARTUP = 10004
@@ -129,6 +134,19 @@ cdef class Guest:
 
     cpdef int send(self, bytes data) except -1:
         """Send all at once: login messages fit any socket buffer. Raises ClientGone."""
+        if self.tls is None:
+            return self.send_raw(data)
+        try:
+            self.tls.write(data)
+        except ConnectionError as error:
+            raise ClientGone(str(error))
+        return self.send_raw(self.tls.take())
+
+    def send_handshake(self, bytes data):
+        """Send bytes of a handshake. Raises ClientGone."""
+        self.send_raw(data)
+
+    cdef int send_raw(self, bytes data) except -1:
         cdef ssize_t sent
         cdef const char* at = data
         if self.fd < 0:
@@ -150,6 +168,45 @@ cdef class Guest:
         """The next bytes are a password message."""
         self.expects = EXPECTS_PASSWORD
 
+    cpdef void expect_handshake(self) noexcept:
+        """The next bytes go to ``handshake``."""
+        self.expects = EXPECTS_HANDSHAKE
+
+    def secure(self, TlsSession session not None):
+        """The handshake is over: from now on everything goes through ``session``. Raises ClientGone."""
+        self.tls = session
+        self.handshake = None
+        self.has_more = True
+
+    cdef int pull(self) except -1:
+        """Take plain bytes out of ``tls``, up to READ of them. Raises ClientGone at the end."""
+        cdef list parts = [self.buffer]
+        cdef Py_ssize_t size = 0
+        cdef bytes answer
+        self.has_more = False
+        try:
+            while True:
+                if size == READ:
+                    self.has_more = True
+                    break
+                part = self.tls.read(READ - size)
+                if part is None:
+                    if size == 0:
+                        raise ClientGone("closed")
+                    self.has_more = True    # the end is found again
+                    break
+                if not part:
+                    break
+                parts.append(part)
+                size += len(part)
+            answer = self.tls.take()
+        except ConnectionError as error:
+            raise ClientGone(str(error))
+        self.buffer = b"".join(parts)
+        if answer:
+            self.send_raw(answer)
+        return 0
+
     def resume(self):
         """After ``expect_…`` from outside a handler's call: go on reading."""
         self.entrance.feed(self)
@@ -163,7 +220,12 @@ cdef class Guest:
     def close(self):
         """Close the descriptor, if it is still ours."""
         cdef int fd = self.fd
+        cdef bytes last
         if fd >= 0:
+            if self.tls is not None and self.tls.tls != NULL:
+                self.tls.close()
+                last = self.tls.take()
+                send(fd, <const char*> last, len(last), MSG_DONTWAIT | MSG_NOSIGNAL)
             self.entrance.forget(self)
             close(fd)
 
@@ -183,10 +245,10 @@ cdef class Entrance:
     def __len__(self):
         return len(self.guests)
 
-    def accept(self, int listener, int timeout_ms, bint lingers):
+    def accept(self, int listener, int number, int timeout_ms, bint lingers):
         """Accept one client; None when none is there. Raises OSError.
 
-        ``timeout_ms`` is its client_login_timeout; ``lingers``: SO_LINGER 0, a close resets the connection.
+        ``number`` is that of the listener, ``timeout_ms`` its client_login_timeout; ``lingers``: SO_LINGER 0, a close resets the connection.
         """
         cdef unsigned char storage[128]
         cdef sockaddr* address = <sockaddr*> storage
@@ -207,6 +269,7 @@ cdef class Entrance:
         guest = Guest()
         guest.fd = fd
         guest.entrance = self
+        guest.listener = number
         guest.buffer = b""
         guest.timeout_ms = timeout_ms
         guest.number = int.from_bytes(random_bytes(ID_BYTES), "big")
@@ -293,7 +356,15 @@ cdef class Entrance:
             got = recv(guest.fd, data, READ, MSG_DONTWAIT)
             if got >= 0 or errno != EINTR:
                 break
-        if got > 0:
+        if got > 0 and guest.tls is not None:
+            try:
+                guest.tls.put(data[:got])
+                guest.pull()
+            except ClientGone as error:
+                self.handler.on_gone(guest, str(error))
+                return 0
+            self.feed(guest)
+        elif got > 0:
             guest.buffer = data[:got] if not guest.buffer else guest.buffer + data[:got]
             self.feed(guest)
         elif got < 0 and errno == EAGAIN:
@@ -304,7 +375,20 @@ cdef class Entrance:
         return 0
 
     cdef int feed(self, Guest guest) except -1:
-        """Hand complete messages to the handler, as long as it expects any."""
+        """Hand complete messages to the handler, as long as it expects any; then wait for more."""
+        while True:
+            self.hand_over(guest)
+            if guest.expects == EXPECTS_NOTHING or guest.fd < 0:
+                return 0
+            if not guest.has_more:
+                return self.arm(guest)
+            try:
+                guest.pull()
+            except ClientGone as error:
+                self.handler.on_gone(guest, str(error))
+                return 0
+
+    cdef int hand_over(self, Guest guest) except -1:
         cdef const unsigned char* at
         cdef Py_ssize_t size
         cdef uint32_t length
@@ -312,7 +396,18 @@ cdef class Entrance:
         while guest.expects != EXPECTS_NOTHING and guest.fd >= 0:
             at = <const unsigned char*> <const char*> guest.buffer
             size = len(guest.buffer)
-            if guest.expects == EXPECTS_STARTUP:
+            if guest.expects == EXPECTS_HANDSHAKE:
+                if size == 0:
+                    break
+                message = guest.buffer
+                guest.buffer = b""
+                guest.expects = EXPECTS_NOTHING
+                self.handler.on_handshake(guest, message)
+            elif guest.expects == EXPECTS_STARTUP:
+                if size and at[0] == TLS_HANDSHAKE and guest.tls is None and not guest.requests:
+                    guest.expects = EXPECTS_NOTHING
+                    self.handler.on_direct_tls(guest)
+                    continue
                 if size < 4:
                     break
                 length = (<uint32_t> at[0] << 24) | (<uint32_t> at[1] << 16) | (<uint32_t> at[2] << 8) | at[3]
@@ -344,6 +439,4 @@ cdef class Entrance:
                 guest.buffer = guest.buffer[length + 1:] if size > length + 1 else b""
                 guest.expects = EXPECTS_NOTHING
                 self.handler.on_password(guest, message)
-        if guest.expects != EXPECTS_NOTHING and guest.fd >= 0:
-            self.arm(guest)
         return 0

@@ -41,6 +41,7 @@ cdef class Known:
     cdef bytes stored               # "md5…"; None: everybody is believed
     cdef bytes address              # rules look at addresses: only from there; None: from everywhere
     cdef bint is_unix
+    cdef bint has_tls
     cdef uint32_t route_id
     cdef uint32_t names
     cdef int secret_length
@@ -56,8 +57,11 @@ cdef class Express:
     cdef object handler
     cdef object on_adopted
     cdef readonly object on_bad     # those of ``handler``
+    cdef readonly object on_handshake
+    cdef readonly object on_direct_tls
     cdef readonly object on_gone
     cdef dict known                 # by startup packet
+    cdef set demanding              # numbers of listeners that take nobody without TLS
     cdef uint64_t* process_words
     cdef uint64_t* route_words
 
@@ -69,7 +73,10 @@ cdef class Express:
         self.known = {}
         self.process_words = <uint64_t*> counters_address
         self.route_words = self.process_words + words.WORDS_PER_BLOCK
+        self.demanding = handler.demanding
         self.on_bad = handler.on_bad
+        self.on_handshake = handler.on_handshake
+        self.on_direct_tls = handler.on_direct_tls
         self.on_gone = handler.on_gone
 
     def remember(self, Guest guest, plan, bytes stored, bint is_bound_to_address, socket_changes):
@@ -84,6 +91,7 @@ cdef class Express:
         known.stored = stored
         known.address = guest.address if is_bound_to_address else None
         known.is_unix = guest.family == 0
+        known.has_tls = guest.tls is not None
         known.route_id = plan.route.route_id
         known.names = plan.names
         known.secret_length = plan.packet.secret_length
@@ -102,7 +110,9 @@ cdef class Express:
     def on_startup(self, Guest guest, bytes packet):
         """As ``login.Login``."""
         cdef Known known = self.known.get(packet)
-        if (known is None or known.is_unix != (guest.family == 0) or known.version != known.route.version
+        if (known is None or known.is_unix != (guest.family == 0)
+                or (guest.tls is None and guest.listener in self.demanding)
+                or known.has_tls != (guest.tls is not None) or known.version != known.route.version
                 or (known.address is not None and known.address != guest.address)):
             self.handler.on_startup(guest, packet)
             return
@@ -152,7 +162,7 @@ cdef class Express:
         handle = self.relay.adopt_client(
             guest.detach(), known.route_id, guest.number, known.parameters, secret=secret,
             address=guest.address, family=guest.family, port=guest.port, names=known.names,
-            needs_setup=False, pending=guest.buffer)
+            needs_setup=False, pending=guest.buffer, tls=guest.tls, has_more=guest.has_more)
         route_words[words.ROUTE_CLIENTS_ADMITTED] += 1
         route_words[words.ROUTE_LOGINS] += 1
         self.process_words[words.PROCESS_LOGINS] += 1

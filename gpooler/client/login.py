@@ -21,11 +21,12 @@ from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
 from gpooler.client.password_checks import PasswordChecks
 from gpooler.client.plan import Plan, Plans
-from gpooler.config.model import Authentication, Config, Rule
+from gpooler.config.model import Authentication, Config, Rule, Tls
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
     AuthenticationUndecided,
+    CertificateNeedsTls,
     ClientMaxReached,
     GpoolerError,
     LoginTimeout,
@@ -33,11 +34,14 @@ from gpooler.errors import (
     ParameterCannotChange,
     ProtocolViolation,
     RuleClientMaxReached,
+    TlsFailed,
+    TlsRequired,
     UserBlocked,
 )
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
 from gpooler.net.tcp import Option, set_options, tcp_settings
+from gpooler.net.tls import ALPN, Acceptor, Handshake, TlsFault, run_heavy
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Mode, Route
 from gpooler.stats.registry import ProcessWord, RouteWord
@@ -54,9 +58,11 @@ from gpooler.wire.startup import (
 )
 from gpooler.wire.text import encode
 
-REFUSED: Final = b"N"  # the answer to an encryption request
+REFUSED: Final = b"N"  # answers to an encryption request
+ACCEPTED: Final = b"S"
 SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
+DIRECT: Final = 4  # TLS without a request
 READY: Final = messages.ready_for_query()
 STARTUP_VALUES: Final = {Replication.PHYSICAL: "true", Replication.DATABASE: "database"}
 
@@ -119,6 +125,12 @@ class Login:
         self._socket_changes = {
             rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
         }
+        self._acceptors = {
+            number: Acceptor(listen)
+            for number, listen in enumerate(config.listen)
+            if listen.tls is not Tls.DISABLE
+        }
+        self.demanding = {number for number, acceptor in self._acceptors.items() if acceptor.is_required}
         self._mock_key = mock_key
         self._names = names
         self._on_adopted = on_adopted
@@ -148,6 +160,54 @@ class Login:
             self._go_on(guest, said)
         except (GpoolerError, ClientGone) as error:
             self._end(guest, error)
+
+    def on_direct_tls(self, guest: Guest) -> None:
+        """A TLS handshake in place of a startup packet (``sslnegotiation=direct`` of libpq)."""
+        acceptor = self._acceptors.get(guest.listener)
+        if acceptor is None or not guest.family:
+            self.on_bad(guest, True)
+        else:
+            guest.requests |= SSL | DIRECT
+            guest.handshake = acceptor.begin()
+            guest.expect_handshake()
+
+    def on_handshake(self, guest: Guest, data: bytes) -> None:
+        """Bytes of a TLS handshake."""
+        assert guest.handshake is not None
+        guest.handshake.feed(data)
+        if guest.handshake.is_heavy:
+            gevent.spawn(self._shake_hands, guest, guest.handshake, run_heavy)
+        else:
+            self._shake_hands(guest, guest.handshake, None)
+
+    def _shake_hands(
+        self, guest: Guest, handshake: Handshake, run: Callable[[Callable[[], bool]], bool] | None
+    ) -> None:
+        """Go on with a handshake; ``run`` calls its step, None for at once."""
+        try:
+            try:
+                is_over = handshake.step() if run is None else run(handshake.step)
+            finally:
+                if guest.fd >= 0 and (data := handshake.take()):
+                    guest.send_handshake(data)
+            if guest.fd < 0:
+                return
+            if not is_over:
+                guest.expect_handshake()
+            else:
+                session = handshake.session()
+                if guest.requests & DIRECT and session.facts.alpn != ALPN:
+                    raise TlsFault(f'direct TLS without the protocol name "{ALPN.decode()}" (ALPN)')
+                guest.secure(session)
+                self._logger.debug(f"TLS: {session.facts}", context="startup", who=guest.who)
+                guest.expect_startup()
+        except TlsFault as error:
+            self._end(guest, TlsFailed(cause=str(error)))
+        except ClientGone as error:
+            self._end(guest, error)
+        else:
+            if run is not None:
+                guest.resume()
 
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
@@ -226,6 +286,8 @@ class Login:
     def _tell(self, guest: Guest, error: GpoolerError) -> None:
         rule = None if guest.plan is None else guest.plan.rule
         is_id_shown = rule is None or rule.client_show_id
+        if guest.handshake is not None:
+            return  # an alert was all that could be said
         try:
             guest.send(messages.error_response(error, client_id(guest.number) if is_id_shown else None))
         except ClientGone:
@@ -247,9 +309,19 @@ class Login:
             guest.requests |= request
             if guest.buffer:
                 raise ProtocolViolation("received unencrypted data after an encryption request")
-            self._logger.debug(f"{type(packet).__name__}: answered N", context="startup", who=guest.who)
-            guest.send(REFUSED)
-            guest.expect_startup()
+            acceptor = self._acceptors.get(guest.listener) if request == SSL and guest.family else None
+            if acceptor is not None and guest.tls is not None:
+                acceptor = None
+            answer = REFUSED if acceptor is None else ACCEPTED
+            self._logger.debug(
+                f"{type(packet).__name__}: answered {answer.decode()}", context="startup", who=guest.who
+            )
+            guest.send(answer)
+            if acceptor is None:
+                guest.expect_startup()
+            else:
+                guest.handshake = acceptor.begin()
+                guest.expect_handshake()
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
         else:
@@ -265,11 +337,13 @@ class Login:
         """Begin the exchange. Raises ClientFault, ClientGone."""
         guest.plan = plan
         packet, rule = plan.packet, plan.rule
+        if guest.tls is None and guest.family and guest.listener in self.demanding:
+            raise TlsRequired
         fault_point("login_started")
         if plan.is_debugged:
             self._debug(guest, _described(packet, rule))
         if rule is None:
-            guest.conversation = self._doomed(packet)
+            guest.conversation = self._doomed(guest, packet)
         else:
             if rule.authentication is Authentication.BLOCK:
                 raise UserBlocked(packet.user, packet.database)
@@ -287,6 +361,12 @@ class Login:
     def _exchange(self, guest: Guest, plan: Plan, salt: bytes | None = None) -> exchange.Exchange:
         rule = plan.rule
         assert rule is not None
+        if rule.authentication is Authentication.CERT:
+            if guest.tls is None:
+                raise CertificateNeedsTls
+            return exchange.by_certificate(
+                plan.packet.user, guest.tls.facts.common_names, rule.auth_common_name
+            )
         return exchange.begin(
             rule.authentication,
             plan.packet.user,
@@ -297,20 +377,28 @@ class Login:
             check=self._checks.of(
                 rule, plan.packet.user, plan.packet.database, guest.host if guest.family else ""
             ),
+            binding=_binding(guest),
         )
 
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
 
-    def _doomed(self, packet: Startup) -> exchange.Exchange:
+    def _doomed(self, guest: Guest, packet: Startup) -> exchange.Exchange:
         """An exchange for an unknown user of a known database: it fails as a wrong password does."""
         cause = f'no rule for database "{packet.database}" and user "{packet.user}" from this address'
         for other in self._config.rules:
             if other.is_default_database or other.database == packet.database:
                 method = other.authentication
-                if method in (Authentication.NONE, Authentication.BLOCK):
+                if method in (Authentication.NONE, Authentication.BLOCK, Authentication.CERT):
                     method = Authentication.SCRAM_SHA_256
-                return exchange.begin(method.value, packet.user, None, self._mock_key, unknown_cause=cause)
+                return exchange.begin(
+                    method.value,
+                    packet.user,
+                    None,
+                    self._mock_key,
+                    binding=_binding(guest),
+                    unknown_cause=cause,
+                )
         raise NoRule(packet.database, packet.user)
 
     def _ask(self, guest: Guest, later: Later) -> None:
@@ -435,6 +523,8 @@ class Login:
             names=plan.names,
             needs_setup=setup is not None,
             pending=guest.buffer,
+            tls=guest.tls,
+            has_more=guest.has_more,
         )
         return handle, setup
 
@@ -485,6 +575,11 @@ class Login:
     def _count_login(self, route: Route) -> None:
         self._counters.add_process(ProcessWord.LOGINS)
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
+
+
+def _binding(guest: Guest) -> bytes | None:
+    """Channel binding of its TLS session."""
+    return None if guest.tls is None else guest.tls.facts.binding
 
 
 def _described(packet: Startup, rule: Rule | None) -> str:

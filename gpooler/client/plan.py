@@ -117,7 +117,7 @@ class Plans:
             if rule.password is not None
         }
         self._is_debug = is_debug
-        self._plans: dict[tuple[bytes, bytes | bool], Plan] = {}
+        self._plans: dict[tuple[bytes, tuple[bytes | bool, bool]], Plan] = {}
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -129,7 +129,9 @@ class Plans:
     def make(self, guest: Guest, data: bytes, packet: Startup) -> Plan:
         """A plan for ``data``, which says ``packet``."""
         address = ip_address(guest.address) if self.has_addresses and guest.family else None
-        kind = ConnectionType.LOCAL if guest.family == 0 else ConnectionType.HOSTNOSSL
+        kind = ConnectionType.HOSTNOSSL if guest.tls is None else ConnectionType.HOSTSSL
+        if guest.family == 0:
+            kind = ConnectionType.LOCAL
         rule = self._rules.match(packet.database, packet.user, address, kind)
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
@@ -140,6 +142,6 @@ class Plans:
             self._plans[data, self._place(guest)] = plan
         return plan
 
-    def _place(self, guest: Guest) -> bytes | bool:
-        """What of a client's address the rules may look at."""
-        return guest.address if self.has_addresses else guest.family == 0
+    def _place(self, guest: Guest) -> tuple[bytes | bool, bool]:
+        """What of a client's connection the rules may look at."""
+        return guest.address if self.has_addresses else guest.family == 0, guest.tls is not None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gpooler.config.model import DEFAULT, Document, ListenBody
+from gpooler.config.model import DEFAULT, Document, ListenBody, StorageBody
 from gpooler.config.problems import KeyPath
 from gpooler.config.rule import RuleBody
 from gpooler.config.storage import Endpoint, parse_endpoints, socket_path
@@ -21,6 +21,7 @@ from gpooler.config.words import (
     PoolRouting,
     SessionState,
     StorageType,
+    Tls,
 )
 
 CLEAR_TEXT_SOURCES: Final = (
@@ -34,7 +35,7 @@ CLEAR_TEXT_SOURCES: Final = (
 OUTSIDE: Final = ("auth_pam_service", "ldap_endpoint_name")  # these check a password themselves
 LDAP_DIRECT: Final = ("ldapprefix", "ldapsuffix")
 LDAP_SEARCH: Final = ("ldapbinddn", "ldapbindpasswd", "ldapsearchattribute", "ldapsearchfilter")
-NOT_BUILT_AUTHENTICATION: Final = (Authentication.CERT, Authentication.EXTERNAL)
+NOT_BUILT_AUTHENTICATION: Final = (Authentication.EXTERNAL,)
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
 TOLD_APART_BY: Final = ("address", "connection_type")
 SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
@@ -118,10 +119,29 @@ def _listeners(document: Document) -> Iterator[Finding]:
         depends = ((*path, "host"), (*path, "port"))
         if text := _unix_listener(listen, document.service.unix_socket_dir):
             yield Finding(path, text, (*depends, SOCKET_DIR))
+        yield from _tls(path, listen)
+        if listen.tls is not Tls.DISABLE:
+            if listen.host is None:
+                yield Finding((*path, "tls"), "a Unix socket has no TLS", ((*path, "host"),))
+            for key in ("tls_cert_file", "tls_key_file"):
+                if getattr(listen, key) is None:
+                    yield Finding((*path, "tls"), f'"{listen.tls}" needs "{key}"', ((*path, key),))
         address = (listen.host and listen.host.lower(), listen.port)
         if address in seen:
             yield Finding(path, f"has the host and port of listen[{seen[address]}]", depends)
         seen.setdefault(address, number)
+
+
+def _tls(path: KeyPath, section: ListenBody | StorageBody) -> Iterator[Finding]:
+    """What a listener and a storage have in common; the files themselves: ``certificates``."""
+    needs = (*path, "tls_ca_file")
+    if section.tls in (Tls.VERIFY_CA, Tls.VERIFY_FULL) and section.tls_ca_file is None:
+        yield Finding((*path, "tls"), f'"{section.tls}" needs "tls_ca_file"', (needs,))
+    if section.tls_crl_file is not None and section.tls_ca_file is None:
+        yield Finding((*path, "tls_crl_file"), 'needs "tls_ca_file"', (needs,))
+    for one, other in (("tls_cert_file", "tls_key_file"), ("tls_key_file", "tls_cert_file")):
+        if getattr(section, one) is not None and getattr(section, other) is None:
+            yield Finding((*path, one), f'needs "{other}"', ((*path, other),))
 
 
 def _unix_listener(listen: ListenBody, directory: str | None) -> str:
@@ -146,6 +166,7 @@ def _storages(document: Document) -> Iterator[Finding]:
             text = '"local", the console, is not built yet: remove this storage and its rules'
             yield Finding((*path, "type"), text)
             continue
+        yield from _tls(path, storage)
         try:
             endpoints = parse_endpoints(storage.host, storage.port, document.service.unix_socket_dir)
         except ValueError as error:

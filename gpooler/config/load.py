@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpooler.config import checks
+from gpooler.config import certificates, checks
 from gpooler.config.exposure import files_with_secrets, mode_for_others
 from gpooler.config.field import about
 from gpooler.config.model import (
@@ -69,11 +69,12 @@ def _cross_check(source: Source, result: Validated, document: Document) -> None:
             for word in ("storage", "shared_pool", "ldap_endpoint")
         )
     )
-    for finding in checks.errors(document, names):
+    file_errors, file_warnings = certificates.findings(document)
+    for finding in (*checks.errors(document, names), *file_errors):
         if not finding.follows_from(result.broken):
             path = as_written(finding.path, result.single)
             result.errors.append(source.problem(path, finding.text, finding.suggestion))
-    for finding in checks.warnings(document):
+    for finding in (*checks.warnings(document), *file_warnings):
         path = as_written(finding.path, result.single)
         result.warnings.append(source.problem(path, finding.text))
 

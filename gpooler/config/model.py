@@ -83,7 +83,6 @@ CANCELS_PER_WORKER = 2
 STACK_PAGES_LEAST = 4
 DEPRECATED = "deprecated in Odyssey"
 NO_EFFECT = "gpooler has nothing it could mean for"
-TLS_ADVICE = 'leave "tls" at "disable"'
 HOSTS_ADVICE = "a storage has one host"
 PROMETHEUS_ADVICE = "use statsd"
 
@@ -327,12 +326,19 @@ class Routing(Section):
     )
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
     smart_search_path_enquoting: Bool = ignored(
-        False, "Quote each element of search_path.", "gpooler always gives search_path on as the list it is"
+        False,
+        "Quote each element of search_path.",
+        "gpooler always does: each server gets the elements that the client or its rule gave",
     )
     external_auth_socket_path: Str = not_built(
         "/tmp/external-auth.sock", 'Unix socket of the agent for authentication = "external".'
     )
-    virtual_processing: Bool = not_built(False, "Answer SHOW and SET of odyssey.* in the pooler.")
+    virtual_processing: Bool = option(
+        False,
+        "SHOW, SET and RESET of odyssey.target_session_attrs (or gpooler.…) are answered here, with a "
+        "notice. Its one value is any.",
+        reload=Reload.RESTART,
+    )
     virtual_transaction: Bool = option(
         False,
         "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "
@@ -388,11 +394,36 @@ class ListenBody(Section):
     client_login_timeout: Annotated[int, Number("ms", least=1)] = option(
         15_000, "Limit of startup, authentication and routing."
     )
-    tls: Annotated[Tls, OneOf(Tls)] = not_built(Tls.DISABLE, "TLS with clients.", TLS_ADVICE)
-    tls_ca_file: OptionalStr = not_built(None, "Authorities of client certificates.", TLS_ADVICE)
-    tls_key_file: OptionalStr = not_built(None, "The private key.", TLS_ADVICE)
-    tls_cert_file: OptionalStr = not_built(None, "The certificate.", TLS_ADVICE)
-    tls_protocols: OptionalStr = not_built(None, "Versions of TLS.", TLS_ADVICE)
+    tls: Annotated[Tls, OneOf(Tls)] = option(
+        Tls.DISABLE,
+        "TLS with clients. allow and prefer: who asks for it gets it; require: nobody comes in without; "
+        "verify_ca and verify_full: nor without a certificate that an authority of tls_ca_file has signed.",
+    )
+    tls_ca_file: OptionalStr = option(
+        None,
+        "Authorities, in PEM: a client that shows a certificate must have it from one of these.",
+        example="ca.pem",
+    )
+    tls_key_file: OptionalStr = option(
+        None, "The private key, in PEM, without a passphrase.", example="key.pem"
+    )
+    tls_cert_file: OptionalStr = option(
+        None, "The certificate, in PEM; those between it and its authority follow it.", example="cert.pem"
+    )
+    tls_crl_file: OptionalStr = option(
+        None, "Revocation lists of these authorities, in PEM.", example="crl.pem"
+    )
+    tls_protocols: OptionalStr = option(
+        None,
+        "Versions of TLS: tlsv1.0 to tlsv1.3, with commas; secure: tlsv1.2 and tlsv1.3, as when unset.",
+        example="tlsv1.3",
+    )
+    tls_ciphers: OptionalStr = option(
+        None, "OpenSSL's list of cipher suites, up to TLS 1.2.", example="HIGH:!aNULL"
+    )
+    tls_ciphersuites: OptionalStr = option(
+        None, "OpenSSL's list of cipher suites of TLS 1.3.", example="TLS_AES_128_GCM_SHA256"
+    )
     target_session_attrs: Annotated[TargetSessionAttrs | None, OneOf(TargetSessionAttrs)] = not_built(
         None, "Which of several hosts will do for clients of this port.", HOSTS_ADVICE
     )
@@ -434,11 +465,35 @@ class StorageBody(Section):
         example="127.0.0.1",
     )
     port: Port = option(5432, "For hosts without their own.", reload=Reload.RULE)
-    tls: Annotated[Tls, OneOf(Tls)] = not_built(Tls.DISABLE, "TLS with servers.", TLS_ADVICE)
-    tls_ca_file: OptionalStr = not_built(None, "Authorities of server certificates.", TLS_ADVICE)
-    tls_key_file: OptionalStr = not_built(None, "The private key.", TLS_ADVICE)
-    tls_cert_file: OptionalStr = not_built(None, "The certificate.", TLS_ADVICE)
-    tls_protocols: OptionalStr = not_built(None, "Versions of TLS.", TLS_ADVICE)
+    tls: Annotated[Tls, OneOf(Tls)] = option(
+        Tls.DISABLE,
+        "TLS with servers, as sslmode of libpq; a Unix socket has none. allow: only where the server refuses "
+        "a login without it; prefer: where the server has it.",
+        reload=Reload.RULE,
+    )
+    tls_ca_file: OptionalStr = option(
+        None,
+        "Authorities, in PEM; with it require verifies the server's certificate, too.",
+        reload=Reload.RULE,
+        example="ca.pem",
+    )
+    tls_key_file: OptionalStr = option(
+        None,
+        "Private key of the certificate shown to the server, in PEM.",
+        reload=Reload.RULE,
+        example="key.pem",
+    )
+    tls_cert_file: OptionalStr = option(
+        None, "The certificate shown to the server, in PEM.", reload=Reload.RULE, example="cert.pem"
+    )
+    tls_crl_file: OptionalStr = option(
+        None, "Revocation lists of these authorities, in PEM.", reload=Reload.RULE, example="crl.pem"
+    )
+    tls_protocols: OptionalStr = option(None, "As of a listener.", reload=Reload.RULE, example="tlsv1.3")
+    tls_ciphers: OptionalStr = option(None, "As of a listener.", reload=Reload.RULE, example="HIGH:!aNULL")
+    tls_ciphersuites: OptionalStr = option(
+        None, "As of a listener.", reload=Reload.RULE, example="TLS_AES_128_GCM_SHA256"
+    )
     server_max_routing: Count = option(
         0, "Server logins at once, over all workers; 0 is one a worker.", reload=Reload.RULE
     )

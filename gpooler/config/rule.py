@@ -94,7 +94,8 @@ class RuleBody(Section):
 
     # who may come in
     authentication: Annotated[Authentication, OneOf(Authentication)] = required(
-        "How a client proves who it is; block refuses everybody. cert and external are not built yet.",
+        "How a client proves who it is; block refuses everybody. cert needs TLS, and a certificate that an "
+        "authority of the listener has signed. external is not built yet.",
         reload=Reload.RULE,
         placeholder="none",
         example="none",
@@ -105,7 +106,12 @@ class RuleBody(Section):
         reload=Reload.RULE,
         example="secret",
     )
-    auth_common_name: OptionalTexts = not_built((), "Common names that cert accepts.")
+    auth_common_name: OptionalTexts = option(
+        (),
+        "Common names that cert accepts, default being the name of the user; unset: only that.",
+        reload=Reload.RULE,
+        example=["default"],
+    )
     auth_query: OptionalStr = not_built(None, "A query that gives user and password.", AUTH_QUERY_ADVICE)
     auth_query_db: OptionalStr = not_built(None, "Database of the route it runs on.", AUTH_QUERY_ADVICE)
     auth_query_user: OptionalStr = not_built(None, "User of the route it runs on.", AUTH_QUERY_ADVICE)
@@ -167,7 +173,8 @@ class RuleBody(Section):
     )
     application_name_add_host: Bool = option(
         False,
-        "Show the client's address behind the application_name that it logs in with.",
+        "Show the client's address behind its application_name, from the login on and behind every name that "
+        "it gives itself.",
         reload=Reload.RULE,
     )
     maintain_params: Bool = option(

@@ -21,6 +21,7 @@ from gpooler.config.words import StorageType
 from gpooler.logs.direct import Log
 from gpooler.logs.queued import open_log
 from gpooler.net.resolve import Address
+from gpooler.net.tls import connectors, prepare
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_BOOT, EXIT_OK, BrokerContext
@@ -91,12 +92,14 @@ class Broker:
         self._incarnations: dict[int, int] = {}  # whose counters are attached, by worker number
         self._control = Channel(context.control, control.CODEC)
         self._rules = {rule.name: rule for rule in config.rules}
+        prepare(config)
+        self._connectors = connectors(config)
         shared_pools = {name: pool.pool_size for name, pool in config.shared_pool.items()}
         storages = {name: storage.routing_limit(context.workers) for name, storage in config.storage.items()}
         self._service = BrokerService(
             Ledger(rule_limits(config), shared_pools, storages, MAX_ROUTES),
             self._totals.workers,
-            _cancel,
+            self._cancel,
             self,
             self._logger,
             is_checked=context.is_debug,
@@ -197,13 +200,14 @@ class Broker:
         routes = self._service.ledger.routes.values()
         return take(monotonic_us(), self._totals, [self._name(route) for route in routes])
 
+    def _cancel(self, rule: str, endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:
+        """Deliver a cancel request. Yields. Raises ServerConnectFailed, ValueError."""
+        known = self._rules.get(rule)
+        connector = None if known is None else self._connectors[known.storage]
+        send_cancel(Address.parse(endpoint), pid, secret, timeout_ms, connector)
+
     def _name(self, route: Route) -> tuple[int, str, str]:
         """Route id, database and user as the rule is called; for ``default`` those on the server."""
         rule = self._rules[route.key.rule]
         database = route.key.database if rule.is_default_database else rule.database
         return route.route_id, database, route.key.user if rule.is_default_user else rule.user
-
-
-def _cancel(endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:
-    """Deliver a cancel request. Yields. Raises ServerConnectFailed, ValueError."""
-    send_cancel(Address.parse(endpoint), pid, secret, timeout_ms)

@@ -18,17 +18,20 @@ from gpooler.broker.codec import ChannelProtocolError, Codec, Message
 from gpooler.client import peers
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
-from gpooler.client.clients import Clients, wait_notices
+from gpooler.client.clients import Clients, virtual_answers, wait_notices
 from gpooler.client.login import Login
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Rule
 from gpooler.config.words import SessionState, SessionStateCheck
+from gpooler.errors import ConfigurationError
+from gpooler.logs.direct import Log
 from gpooler.logs.queued import open_log
 from gpooler.net.resolve import Resolver
 from gpooler.net.tcp import tcp_settings
+from gpooler.net.tls import connectors, prepare
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
-from gpooler.process.context import EXIT_OK, WorkerContext
+from gpooler.process.context import EXIT_BOOT, EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
@@ -48,7 +51,15 @@ def run_worker(context: WorkerContext) -> int:
     patch()
     if context.is_debug:
         faults.connect(f"worker {context.worker}")
-    return Worker(context).run()
+    log = open_log(context.log, lambda total: context.counters.set_process(ProcessWord.LOG_LINES_LOST, total))
+    try:
+        prepare(context.config)
+        worker = Worker(context, log)
+    except ConfigurationError as error:
+        log.logger.fatal(error.log_text(), context="worker")
+        log.close()
+        return EXIT_BOOT
+    return worker.run()
 
 
 # as the relay counts them (relay/engine.pxd: StateMode, CheckMode)
@@ -59,14 +70,12 @@ CHECK_MODES: Final = {mode: number for number, mode in enumerate(SessionStateChe
 class Worker:
     """One worker. Everything but the relay runs in this process' hub."""
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, log: Log) -> None:
         self._context = context
         config, counters = context.config, context.counters
         self._config = config
         self._counters = counters
-        self._log = open_log(
-            context.log, lambda total: counters.set_process(ProcessWord.LOG_LINES_LOST, total)
-        )
+        self._log = log
         self._logger = self._log.logger
         # where the number of clients is limited somebody may wait for a place
         has_client_max = config.limits.client_max or any(rule.client_max for rule in config.rules)
@@ -85,8 +94,9 @@ class Worker:
             lambda route_id: self._admission.total(
                 route_id, RouteWord.SERVERS_ACTIVE, RouteWord.SERVERS_IDLE
             ),
+            connectors(config),
         )
-        self._cancels.address_of = self._servers.address_of
+        self._cancels.whereabouts = self._servers.whereabouts
         self._clients = Clients(
             config,
             self._relay,
@@ -251,6 +261,7 @@ class Worker:
             can_rollback=rule.pool_rollback,
             attach_check=rule.pool_attach_check,
             maintain_params=rule.maintain_params and not route.is_replication,
+            adds_host=rule.maintain_params and rule.application_name_add_host and not route.is_replication,
             defers_begin=self._config.routing.virtual_transaction,
             has_prepared=rule.pool_reserve_prepared_statement,
             max_copies=rule.max_prepared_statements,
@@ -274,6 +285,9 @@ class Worker:
             transaction_timeout_s=rule.transaction_timeout,
             notice_after_ms=rule.pool_notice_after_waiting_ms,
             notices=wait_notices(),
+            virtual_answers=virtual_answers()
+            if self._config.routing.virtual_processing and not route.is_replication
+            else (),
         )
         self._servers.routes[route_id] = route
         self._routes[key] = route

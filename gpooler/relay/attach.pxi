@@ -7,8 +7,8 @@ from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER
 from gpooler.relay.io cimport CHUNK
 from gpooler.relay.params cimport (
-    MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_hold, params_merge,
-    params_release, params_with,
+    MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_hold, params_is_same_name,
+    params_merge, params_release, params_with,
 )
 from gpooler.relay.reason cimport REASON_CLIENT_GONE, REASON_SERVER_LOST, REASON_SERVER_PROTOCOL
 from gpooler.relay.scanner cimport EFFECT_SET
@@ -54,6 +54,8 @@ cdef void note_parameter(Engine* e, Server* s, const unsigned char* body, uint32
                        params_with(s.client.params, body, name_size, value, value_size, flags))
         if not s.conn.route.maintain_params:
             pin(e, s.client, EFFECT_SET)
+        if s.conn.route.adds_host and params_is_same_name(body, name_size, APPLICATION_NAME, 16):
+            note_name(s.client, value, value_size)
     elif is_for_client and s.conn.state == SERVER_PARKED:
         # nobody asked for it: the server's own default changed
         replace_params(e, &s.initial, params_with(s.initial, body, name_size, value, value_size, flags))

@@ -7,7 +7,7 @@ from libc.string cimport memchr, memcpy
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, MAX_SMALL_MESSAGE, frame_length
 from gpooler.relay.io cimport (
-    CHUNK, READ_SIZE, chunk_give, chunk_take, io_recv, iovec, queue_clear, queue_flush,
+    CHUNK, READ_SIZE, chunk_give, chunk_take, iovec, queue_clear, queue_flush,
 )
 from gpooler.relay.params cimport PARAM_REPORTED
 from gpooler.relay.reason cimport (
@@ -20,10 +20,11 @@ from gpooler.relay.scanner cimport (
     EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
+    session_owner,
 )
 from gpooler.relay.sql cimport sql_is_begin
-from gpooler.relay.system cimport SHUT_WR, close, shutdown
+from gpooler.relay.system cimport close
 
 
 # -- what clients send ---------------------------------------------------------------------------------
@@ -65,21 +66,17 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
         room = c.conn.rx.left + CHUNK - held
         if room > READ_SIZE:
             room = READ_SIZE
-    got = io_recv(c.conn.fd, at, room)
+    got = conn_recv(e, &c.conn, at, room)
     if got == -1:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
         gather_end(e, &c.conn)
         return
     if got <= 0:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
-        client_eof(e, c, got == -2)
+        client_eof(e, c, got == -2 or got == -3 and c.conn.state != CLIENT_IDLE)
         return
     if c.conn.state == CLIENT_LEAVING:
         make_ready(e, &c.conn)          # discarded; read on to its end
         return
     c.request_us = e.now_us
-    if <size_t> got < room and not c.conn.flags & IS_HUNG_UP:
-        c.conn.flags &= ~<uint16_t> IS_READABLE
     if held:
         memcpy(at - held, c.conn.hold.data + c.conn.hold.start, held)
         at -= held
@@ -152,9 +149,9 @@ cdef bint say_ready(Engine* e, Client* c) noexcept nogil:
     cdef const char* ready = b"Z\x00\x00\x00\x05I"
     cdef const char* begun = b"Z\x00\x00\x00\x05T"
     cdef const char* failed = b"Z\x00\x00\x00\x05E"
-    if c.flags & HAS_FAILED:
+    if c.flags & HAS_FAILED or c.server != NULL and c.server.session.status == c'E':
         ready = failed
-    elif c.flags & HAS_BEGUN:
+    elif c.flags & HAS_BEGUN or c.server != NULL and c.server.session.status == c'T':
         ready = begun
     if c.conn.state == CLIENT_IDLE:
         move(e, &c.conn, &c.conn.route.idle, CLIENT_IDLE)   # idle from now on
@@ -199,7 +196,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
     cdef Route* r = c.conn.route
     cdef bint ended = False
     cdef int handling
-    cdef uint8_t reason
+    cdef uint8_t reason, virtual
     cdef unsigned char* text
     out_begin(e)
     e.has_begin = False
@@ -208,6 +205,10 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         e.copy_from = data
     if s == NULL or c.flags & HAS_SPOKEN:
         e.deploy_size = 0               # of another client
+    if c.flags & NEEDS_DEPLOY and s != NULL and is_only_asked(c, s):
+        c.flags |= IS_BLOCKED           # the deploy goes first, and that behind the answer
+        hold(e, &c.conn, data, size)
+        return
     if c.flags & NEEDS_DEPLOY and s != NULL and can_deploy(c, s):
         c.flags &= ~<uint32_t> NEEDS_DEPLOY
         deploy_begin(e, c, s)
@@ -279,6 +280,24 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.conn.rx.kind = kind
                 if c.conn.rx.left:
                     c.flags |= IS_DROPPING
+                continue
+        if r.has_virtual and (kind == c'Q' or kind == c'P') and length < VIRTUAL_MOST:
+            if <size_t> (end - p) <= length:
+                break
+            virtual = virtual_kind(c, s, p, length)
+            if virtual:
+                if s != NULL:
+                    if not send_run(e, c, s, run, p, end, fresh) or await_answers(e, c, s, p, end):
+                        return
+                    fresh = NULL
+                if refuse_virtual(e, c, s, virtual, p, end) or not answer_virtual(e, c, s, virtual, p, end):
+                    return
+                if r.log_query:
+                    put_text(e, &c.conn, p + HEADER, length - 4)
+                p += length + 1
+                run = p
+                if e.copy_from != NULL:
+                    e.copy_from = p
                 continue
         if (r.mode == MODE_STATEMENT or r.session_state == STATE_REFUSE) and (kind == c'Q' or kind == c'P'):
             # Looked at before a byte goes out: the whole message, up to a chunk.
@@ -449,7 +468,6 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     to be dead before it took a byte, the client gets another one and never knows.
     """
     cdef int first = 1, i
-    cdef size_t accepted
     if e.deploy_size:
         e.out[0].iov_base = e.deploy
         e.out[0].iov_len = e.deploy_size
@@ -465,7 +483,7 @@ cdef bint send_run(Engine* e, Client* c, Server* s, unsigned char* run, unsigned
     if i == 0:
         return True
     c.flags |= HAS_SPOKEN | UNCHECKED
-    if conn_write(e, &s.conn, &e.out[first], i, &accepted):
+    if conn_write(e, &s.conn, &e.out[first], i):
         return True
     if fresh == NULL:
         # read first what PostgreSQL may have said at the end
@@ -531,6 +549,12 @@ cdef void pin_in_passing(Engine* e, Client* c, uint16_t effects) noexcept nogil:
 cdef inline bint can_deploy(Client* c, Server* s) noexcept nogil:
     """Whether the client's parameters can go to its server before what it sends now."""
     return session_is_idle(&s.session) and s.session.status != c'E' and c.conn.rx.left == 0
+
+
+cdef inline bint is_only_asked(Client* c, Server* s) noexcept nogil:
+    """Whether all that runs is our question, and the client begins a message."""
+    return (session_owner(&s.session) == OWNER_ASK and s.session.length == 1 and s.session.tail == 0
+            and c.conn.rx.left == 0)
 
 
 cdef void break_protocol(Engine* e, Client* c) noexcept nogil:
@@ -684,6 +708,7 @@ cdef void client_leave(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     forget_names(e, c)
     drop_request(e, c)
     c.conn.flags &= ~<uint16_t> IS_REGISTERED
+    conn_bye(e, &c.conn)
     conn_forget(e, &c.conn)
     close(c.conn.fd)                    # nobody else has it: this ends its registration as well
     c.conn.fd = -1
@@ -717,7 +742,7 @@ cdef void leave_when_sent(Engine* e, Client* c, uint8_t reason) noexcept nogil:
     c.conn.since_us = e.now_us
     deadline(e, e.now_us + LEAVE_US)
     if c.conn.out.size == 0:
-        shutdown(c.conn.fd, SHUT_WR)
+        conn_end(e, &c.conn)
     if c.conn.flags & (IS_READABLE | IS_HUNG_UP):
         c.conn.flags |= IS_READABLE
         make_ready(e, &c.conn)
@@ -744,7 +769,7 @@ cdef void inject_now(Engine* e, Client* c) noexcept nogil:
     if c.flags & TEXT_THEN_SKIP:
         c.flags &= ~<uint32_t> (TEXT_THEN_SKIP | IS_HELD)
         c.flags |= IS_SKIPPING
-        if c.flags & HAS_BEGUN:
+        if c.flags & HAS_BEGUN and c.conn.reason != REASON_NONE:
             c.flags |= HAS_FAILED
         c.conn.reason = REASON_NONE
         client_work(e, c)
@@ -774,7 +799,7 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
             if c.flags & IS_HALF_CLOSED:
                 client_leave(e, c, conn.reason)
             else:
-                shutdown(conn.fd, SHUT_WR)
+                conn_end(e, conn)
             return
         if c.server != NULL:
             resume_server(e, c.server)

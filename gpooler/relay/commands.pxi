@@ -178,7 +178,7 @@ cdef void do_recall(Engine* e, Command* command) noexcept nogil:
             look_at_parked(e, s)
             if s.conn.state != SERVER_PARKED:
                 continue
-        if command.is_close or s.conn.rx.left or s.conn.hold != NULL:
+        if command.is_close or s.conn.rx.left or s.conn.hold != NULL or s.conn.tls != NULL:
             server_close(e, s, REASON_SERVER_RECALLED)
         else:
             server_release(e, s)

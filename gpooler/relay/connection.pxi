@@ -5,11 +5,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
-from gpooler.relay.io cimport chunk_give, io_send, io_wake_from, iovec, queue_clear, queue_put
+from gpooler.relay.io cimport (
+    CHUNK, READ_SIZE, chunk_give, io_recv, io_send, io_wake_from, iovec, queue_clear, queue_put,
+)
 from gpooler.relay.system cimport (
     CLOCK_MONOTONIC, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
-    EPOLL_CTL_MOD, clock_gettime, epoll_ctl, epoll_event, pthread_mutex_lock, pthread_mutex_unlock,
-    timespec, write,
+    EPOLL_CTL_MOD, SHUT_WR, clock_gettime, epoll_ctl, epoll_event, pthread_mutex_lock, pthread_mutex_unlock,
+    shutdown, timespec, write,
 )
 
 
@@ -298,17 +300,22 @@ cdef void arm_out(Engine* e, Conn* conn, bint is_wanted) noexcept nogil:
     epoll_ctl(e.epoll, EPOLL_CTL_MOD, conn.fd, &event)
 
 
-cdef bint conn_write(Engine* e, Conn* conn, iovec* pieces, int count, size_t* accepted) noexcept nogil:
+cdef bint conn_write(Engine* e, Conn* conn, iovec* pieces, int count) noexcept nogil:
     """Send the pieces; what the socket does not take is queued. False: the peer is gone."""
+    if conn.tls != NULL:
+        return tls_conn_write(e, conn, pieces, count)
+    return conn_put(e, conn, pieces, count)
+
+
+cdef bint conn_put(Engine* e, Conn* conn, iovec* pieces, int count) noexcept nogil:
+    """The same, for bytes as they go over the wire."""
     cdef ssize_t sent = 0
     cdef size_t part
     cdef int i
-    accepted[0] = 0
     if conn.out.size == 0:
         sent = io_send(conn.fd, pieces, count)
         if sent < 0:
             return False
-        accepted[0] = sent
     part = sent
     for i in range(count):
         if part >= pieces[i].iov_len:
@@ -325,10 +332,30 @@ cdef bint conn_write(Engine* e, Conn* conn, iovec* pieces, int count, size_t* ac
 
 cdef bint conn_send(Engine* e, Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
     cdef iovec piece
-    cdef size_t accepted
     piece.iov_base = <void*> data
     piece.iov_len = size
-    return conn_write(e, conn, &piece, 1, &accepted)
+    return conn_write(e, conn, &piece, 1)
+
+
+cdef void conn_end(Engine* e, Conn* conn) noexcept nogil:
+    """Say no more: close_notify where nothing stands before it, and the end of the stream."""
+    conn_bye(e, conn)
+    queue_clear(&e.pool, &conn.out)
+    shutdown(conn.fd, SHUT_WR)
+
+
+cdef inline ssize_t conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room) noexcept nogil:
+    """Read once; IS_READABLE goes when nothing is left.
+
+    Bytes, 0 at the end of the stream, -1 when nothing is there, -2 when it broke, -3 at a close_notify.
+    """
+    cdef ssize_t got
+    if conn.tls != NULL:
+        return tls_conn_recv(e, conn, at, room)
+    got = io_recv(conn.fd, at, room)
+    if got <= 0 or <size_t> got < room and not conn.flags & IS_HUNG_UP:
+        conn.flags &= ~<uint16_t> IS_READABLE
+    return got
 
 
 cdef bint conn_add(Engine* e, Conn* conn) noexcept nogil:
@@ -359,6 +386,7 @@ cdef void conn_forget(Engine* e, Conn* conn) noexcept nogil:
     ready_remove(e, conn)
     gather_end(e, conn)
     queue_clear(&e.pool, &conn.out)
+    tls_forget(e, conn)
     if conn.hold != NULL:
         chunk_give(&e.pool, conn.hold)
         conn.hold = NULL

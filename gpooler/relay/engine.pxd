@@ -25,13 +25,14 @@ error. What the relay says by itself: ReadyForQuery for a lone Sync, ParameterSt
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from gpooler.relay.io cimport Chunk, ChunkPool, Queue, iovec
+from gpooler.relay.io cimport READ_SIZE, Chunk, ChunkPool, Queue, iovec
 from gpooler.relay.params cimport ParamSet
 from gpooler.relay.prepared cimport Changes, Copies, Names, Statements
 from gpooler.relay.scanner cimport Scan
 from gpooler.relay.frame cimport Frame
 from gpooler.relay.session cimport Session
 from gpooler.relay.system cimport pthread_mutex_t
+from gpooler.relay.tls cimport Tls
 
 
 cdef enum:
@@ -51,6 +52,8 @@ cdef enum:
     MAX_GATHERING = 64
     # bytes of names of settings; with more of them the client keeps its server
     MAX_TOUCHED = 1024
+    CIPHER = READ_SIZE + 65536      # what one read of plain bytes becomes under TLS
+    SLIM_US = 1000000               # so long after its last use a TLS session gives its memory back
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
@@ -124,6 +127,7 @@ cdef enum ClientFlag:
     HAS_PARSED = 1048576        # HAS_UNBOUND, and a Parse since was answered
     HAS_BEGUN = 2097152         # its BEGIN was answered and goes to its next server
     HAS_FAILED = 4194304        # HAS_BEGUN, and a request since was refused: its transaction counts as failed
+    HAS_BARE_NAME = 8388608     # gave itself an application_name, to which its host is to be added
 
 
 cdef enum ServerFlag:
@@ -217,7 +221,8 @@ cdef struct Conn:               # what client and server share; always first in 
     uint64_t gather_us          # while gathering: when to read at the latest
     Frame rx                    # the stream this peer sends
     Chunk* hold                 # its bytes that could not be used yet; they start at a boundary
-    Queue out                   # bytes for this peer that it did not take yet
+    Queue out                   # bytes for this peer that it did not take yet, as they go over the wire
+    Tls* tls                    # NULL: plain
     List* list
     Conn* previous
     Conn* following
@@ -301,7 +306,9 @@ cdef struct Route:
     uint8_t is_dedicated        # a server is opened for one client and ends with it; mode is MODE_SESSION
     uint8_t maintain_params     # deploy; else clients get what servers have, and a change pins
     uint8_t log_query
+    uint8_t adds_host           # to every application_name
     uint8_t defers_begin        # BEGIN takes no server
+    uint8_t has_virtual         # answers `virtual_answers`
     uint8_t has_prepared        # named prepared statements go with the client from server to server
     uint8_t session_state       # StateMode
     uint8_t pin_on_listen       # also where session_state is STATE_ALLOW
@@ -331,6 +338,7 @@ cdef struct Route:
     Text notice_waiting         # a whole message
     Text notice_served          # the body of one up to a number of milliseconds …
     Text notice_served_end      # … and behind it
+    Text virtual_answers[4]     # to each sql.Virtual that has one, without ReadyForQuery
     Conn* unnoticed             # in the queue; all before it were told that they wait
     uint64_t last_wait_us       # somebody waited
     uint64_t* words
@@ -423,6 +431,9 @@ cdef struct Engine:
     unsigned char* settings     # CHUNK bytes
     unsigned char* question     # CHUNK bytes
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
+    unsigned char* cipher       # CIPHER bytes, for what goes over the wire under TLS
+    unsigned char* plain        # RECORD bytes, in which small pieces become one record
+    Tls* fat                    # those whose BIOs have grown: made slim when they are quiet
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock
     pthread_mutex_t lock

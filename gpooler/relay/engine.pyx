@@ -24,10 +24,12 @@ from gpooler.relay.system cimport (
 )
 
 include "connection.pxi"
+include "tls.pxi"
 include "attach.pxi"
 include "prepared.pxi"
 include "settings.pxi"
 include "again.pxi"
+include "virtual.pxi"
 include "client.pxi"
 include "server.pxi"
 include "release.pxi"
@@ -49,13 +51,15 @@ cdef Engine* engine_new(uint64_t* process_words) noexcept:
     e.scratch = <unsigned char*> malloc(SCRATCH)
     e.settings = <unsigned char*> malloc(CHUNK)
     e.question = <unsigned char*> malloc(CHUNK)
+    e.cipher = <unsigned char*> malloc(CIPHER)
+    e.plain = <unsigned char*> malloc(RECORD)
     e.process_words = process_words
     e.epoll = epoll_create1(EPOLL_CLOEXEC)
     e.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     e.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     if (e.buffer == NULL or e.parked_buffer == NULL or e.deploy == NULL or e.texts == NULL
-            or e.scratch == NULL or e.settings == NULL or e.question == NULL
+            or e.cipher == NULL or e.plain == NULL or e.scratch == NULL or e.settings == NULL or e.question == NULL
             or e.epoll < 0 or e.wake < 0 or e.event_fd < 0 or e.timer < 0):
         return NULL
     pthread_mutex_init(&e.lock, NULL)
@@ -153,6 +157,7 @@ cdef void sweep(Engine* e) noexcept nogil:
     cdef Server* s
     cdef Client* c
     e.next_sweep_us = e.now_us + SWEEP_US
+    tls_slim_quiet(e)
     while r != NULL:
         at = r.parked.tail
         while at != NULL:

@@ -118,7 +118,6 @@ cdef bint notice_served(Engine* e, Client* c) noexcept nogil:
     cdef unsigned char header[HEADER]
     cdef unsigned char digits[20]
     cdef iovec pieces[4]
-    cdef size_t accepted
     cdef uint32_t first = sizeof(digits)
     cdef uint64_t rest = (e.now_us - c.conn.since_us) // 1000
     while True:
@@ -137,4 +136,4 @@ cdef bint notice_served(Engine* e, Client* c) noexcept nogil:
     pieces[3].iov_len = r.notice_served_end.size
     header[0] = c'N'
     put_u32(header + 1, <uint32_t> (4 + pieces[1].iov_len + pieces[2].iov_len + pieces[3].iov_len))
-    return conn_write(e, &c.conn, pieces, 4, &accepted)
+    return conn_write(e, &c.conn, pieces, 4)

@@ -9,6 +9,35 @@ from libc.string cimport memset
 
 from gpooler.relay.io cimport ChunkPool, Queue, chunk_drop, io_recv, queue_clear, queue_flush, queue_put
 from gpooler.relay.params cimport params_counts, params_global_init
+from gpooler.relay.prepared cimport (
+    CHANGE_ALIAS,
+    CHANGE_COPY,
+    CHANGE_DEFINE,
+    CHANGE_EVICT,
+    CHANGE_FORGET,
+    Change,
+    Changes,
+    Copies,
+    Copy,
+    Name,
+    Names,
+    Statement,
+    Statements,
+    changes_add,
+    changes_commit,
+    changes_undo,
+    copies_add,
+    copies_clear,
+    copies_remove,
+    copies_use,
+    name_new,
+    names_add,
+    names_clear,
+    names_find,
+    names_take,
+    statement_of,
+    statements_free,
+)
 from gpooler.relay.scanner cimport Scan, scan_begin, scan_feed
 from gpooler.relay.session cimport (
     Session,
@@ -21,7 +50,7 @@ from gpooler.relay.session cimport (
     session_owner,
     session_ready,
 )
-from gpooler.relay.sql cimport Reading, sql_read
+from gpooler.relay.sql cimport Reading, sql_read, sql_virtual
 
 
 cdef class SessionProbe:
@@ -153,6 +182,12 @@ cdef class ScanProbe:
         return sizeof(Scan)
 
 
+def read_virtual(bytes text not None, *, bint is_conforming=True, int is_multibyte=0):
+    """Which request to gpooler itself a text is (relay/sql.pxd: Virtual), or begins with."""
+    return sql_virtual(<const unsigned char*> PyBytes_AS_STRING(text), <uint32_t> len(text), is_conforming,
+                       <uint8_t> is_multibyte)
+
+
 def read_sql(bytes text not None, *, bint is_conforming=True, int is_multibyte=0):
     """What a whole text does to its session (relay/sql.pxd), as a dictionary.
 
@@ -247,3 +282,145 @@ def parameter_counts():
     params_global_init()
     params_counts(&params, &sets)
     return params, sets
+
+
+cdef class PreparedProbe:
+    """One client's names, one server's copies and the changes between them (relay/prepared.pxd).
+
+    What is done to them in the order in which relay/prepared.pxi does it, without messages and answers.
+    """
+
+    cdef Statements statements
+    cdef Names names
+    cdef Copies copies
+    cdef Changes changes
+
+    def __cinit__(self):
+        memset(&self.statements, 0, sizeof(Statements))
+        memset(&self.names, 0, sizeof(Names))
+        memset(&self.copies, 0, sizeof(Copies))
+        memset(&self.changes, 0, sizeof(Changes))
+
+    def __dealloc__(self):
+        self.undo()
+        self.drop_names()
+        self.drop_copies()
+        statements_free(&self.statements)
+
+    cdef Name* _find(self, bytes name) noexcept:
+        return names_find(&self.names, <const unsigned char*> PyBytes_AS_STRING(name), <uint32_t> len(name))
+
+    cdef int _change(self, uint8_t kind, Statement* statement, Name* name) except -1:
+        if changes_add(&self.changes, kind, statement, name) == NULL:
+            raise MemoryError
+        return 0
+
+    cdef int _copy(self, Statement* statement, uint32_t most) except -1:
+        cdef Statement* oldest
+        if self.copies.count >= most:
+            oldest = self.copies.oldest.statement
+            oldest.references += 1
+            copies_remove(&self.copies, &self.statements, oldest)
+            self._change(CHANGE_EVICT, oldest, NULL)
+        if not copies_add(&self.copies, statement):
+            raise MemoryError
+        return 0
+
+    def define(self, bytes name not None, bytes body not None, bytes settings=b"", uint32_t most=100):
+        """A Parse; False when the name is taken. ``most``: copies that the server may have."""
+        cdef Statement* statement
+        cdef Name* mine
+        if self._find(name) != NULL:
+            return False
+        statement = statement_of(
+            &self.statements, <const unsigned char*> PyBytes_AS_STRING(body), <uint32_t> len(body),
+            <const unsigned char*> PyBytes_AS_STRING(settings), <uint32_t> len(settings))
+        mine = name_new(<const unsigned char*> PyBytes_AS_STRING(name), <uint32_t> len(name), NULL)
+        if statement == NULL or mine == NULL or names_add(
+                &self.names, mine.text, mine.size, statement) == NULL:
+            raise MemoryError
+        statement.references += 1
+        if copies_use(&self.copies, statement):
+            self._change(CHANGE_ALIAS, statement, mine)
+            return True
+        self._copy(statement, most)
+        self._change(CHANGE_DEFINE, statement, mine)
+        return True
+
+    def bind(self, bytes name not None, uint32_t most=100):
+        """A Bind or Describe: the name that goes to the server, None when there is no such name."""
+        cdef Name* known = self._find(name)
+        if known == NULL:
+            return None
+        if not copies_use(&self.copies, known.statement):
+            self._copy(known.statement, most)
+            known.statement.references += 1
+            self._change(CHANGE_COPY, known.statement, NULL)
+        return <bytes> <char*> known.statement.name
+
+    def close(self, bytes name not None):
+        """A Close; False when there is no such name."""
+        cdef Name* known = self._find(name)
+        if known == NULL:
+            return False
+        names_take(&self.names, known)
+        self._change(CHANGE_FORGET, NULL, known)
+        return True
+
+    def commit(self):
+        """The oldest change was answered; False when there is none."""
+        if self.changes.head == NULL:
+            return False
+        changes_commit(&self.changes, &self.statements)
+        return True
+
+    def undo(self, uint32_t count=0xffffffff, *, bint has_client=True):
+        """The oldest changes were skipped, the last of them first."""
+        changes_undo(&self.changes, &self.statements, count, &self.names if has_client else NULL,
+                     &self.copies)
+
+    def drop_names(self):
+        """The client is gone."""
+        names_clear(&self.names, &self.statements)
+
+    def drop_copies(self):
+        """The server has none any more."""
+        copies_clear(&self.copies, &self.statements)
+
+    @property
+    def named(self):
+        """What the client has prepared: bodies by name."""
+        cdef dict found = {}
+        cdef uint32_t i
+        cdef Name* at
+        for i in range(self.names.capacity):
+            at = self.names.buckets[i]
+            while at != NULL:
+                found[(<char*> at.text)[:at.size]] = (<char*> at.statement.body)[:at.statement.whole]
+                at = at.next
+        return found
+
+    @property
+    def copied(self):
+        """What the server has, the latest used first."""
+        cdef list found = []
+        cdef Copy* at = self.copies.newest
+        while at != NULL:
+            found.append((<char*> at.statement.body)[:at.statement.whole])
+            at = at.older
+        return found
+
+    @property
+    def pending(self):
+        """Changes that were not answered."""
+        cdef uint32_t count = 0
+        cdef Change* at = self.changes.head
+        while at != NULL:
+            count += 1
+            at = at.next
+        return count
+
+    @property
+    def counts(self):
+        """How many statements there are, and how many bytes the names take."""
+        return self.statements.count, self.names.bytes

@@ -1,6 +1,7 @@
 from typing import Any
 
 from gpooler.relay.params import ParameterSet
+from gpooler.relay.tls import TlsSession
 
 class Relay:
     def __init__(
@@ -22,6 +23,7 @@ class Relay:
         can_rollback: bool,
         attach_check: bool,
         maintain_params: bool,
+        adds_host: bool,
         defers_begin: bool,
         has_prepared: bool,
         max_copies: int,
@@ -45,6 +47,7 @@ class Relay:
         transaction_timeout_s: int,
         notice_after_ms: int,
         notices: tuple[bytes, bytes, bytes],
+        virtual_answers: tuple[bytes, ...],
     ) -> None: ...
     def set_keep(self, route_id: int, count: int) -> None: ...
     def adopt_client(
@@ -61,6 +64,8 @@ class Relay:
         names: int,
         needs_setup: bool,
         pending: bytes,
+        tls: TlsSession | None = None,
+        has_more: bool = False,
     ) -> int: ...
     def reserve_pid(self) -> int: ...
     def adopt_server(
@@ -81,6 +86,7 @@ class Relay:
         is_unix: bool,
         is_new: bool,
         client: int = 0,
+        tls: TlsSession | None = None,
     ) -> int: ...
     def start_client(self, handle: int, greeting: bytes, pid: int, secret: bytes) -> None: ...
     def inject(self, handle: int, data: bytes, close_after: bool, reason: int = 0) -> None: ...

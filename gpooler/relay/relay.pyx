@@ -12,7 +12,7 @@ from gpooler.relay.engine cimport (
     COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
     COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
     DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
-    IN_SETUP, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
+    IN_SETUP, IS_READABLE, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
     conn_add, engine_new, engine_run,
 )
@@ -21,6 +21,7 @@ from gpooler.relay.params cimport ParamSet, ParameterSet, params_global_init, pa
 from gpooler.relay.reason cimport REASON_CLIENT_GONE
 from gpooler.relay.session cimport session_free, session_init
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock, read, write
+from gpooler.relay.tls cimport TlsSession
 
 
 cdef ParameterSet wrap(Engine* e, ParamSet** place):
@@ -207,21 +208,22 @@ cdef class Relay:
 
     def open_route(self, uint32_t route_id, *, uint8_t mode, bint is_dedicated=False, discard,
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
-                   bint defers_begin, bint has_prepared, uint32_t max_copies, uint64_t max_names_bytes,
-                   uint8_t session_state,
+                   bint adds_host, bint defers_begin, bint has_prepared, uint32_t max_copies,
+                   uint64_t max_names_bytes, uint8_t session_state,
                    bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
                    uint64_t idle_timeout_s,
                    uint64_t idle_in_transaction_s, uint64_t query_timeout_s, uint64_t transaction_timeout_s,
-                   int64_t notice_after_ms, tuple notices):
+                   int64_t notice_after_ms, tuple notices, tuple virtual_answers):
         """Make a route known. ``discard``: None resets what is dirty, True always, False never.
 
         ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
         ``discard_query`` does that; ``keeps_copies``: it spares prepared statements, ``resets_parameters``:
         it resets all parameters, each for certain. ``notices`` for clients
         that wait, unless ``notice_after_ms`` is negative: a message when they do, and, for when they have
-        got a server, the body of one in two parts around the number of milliseconds.
+        got a server, the body of one in two parts around the number of milliseconds. ``virtual_answers``:
+        none, or the texts for each sql.Virtual.
         """
         cdef Route* r
         cdef Command* command
@@ -241,6 +243,7 @@ cdef class Relay:
         r.can_rollback = can_rollback
         r.attach_check = attach_check
         r.maintain_params = maintain_params
+        r.adds_host = adds_host
         r.defers_begin = defers_begin and mode == MODE_TRANSACTION
         r.has_prepared = has_prepared and mode != MODE_SESSION
         r.max_copies = max_copies
@@ -268,6 +271,9 @@ cdef class Relay:
             keep_text(&r.notice_waiting, notices[0])
             keep_text(&r.notice_served, notices[1])
             keep_text(&r.notice_served_end, notices[2])
+        r.has_virtual = len(virtual_answers) > 0
+        for i in range(len(virtual_answers)):
+            keep_text(&r.virtual_answers[i], virtual_answers[i])
         r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
         r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
         r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE
@@ -284,10 +290,10 @@ cdef class Relay:
 
     def adopt_client(self, int fd, uint32_t route_id, uint64_t client_id, ParameterSet parameters not None, *,
                      bytes secret, bytes address, uint8_t family, uint16_t port, uint32_t names,
-                     bint needs_setup, bytes pending):
+                     bint needs_setup, bytes pending, TlsSession tls=None, bint has_more=False):
         """Hand a client's socket over. Returns its handle.
 
-        ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
+        ``tls``: its session, the relay's from now on; ``has_more``: bytes that came are still in it. ``secret``: its cancel key, empty if the server's own is handed out later; ``address``: 4 or 16
         bytes, empty for a Unix socket; ``names``: what ``client`` gives back; ``pending``: bytes read
         beyond its login.
         """
@@ -324,7 +330,11 @@ cdef class Relay:
         command = self.command(COMMAND_ADOPT_CLIENT)
         command.conn = &c.conn
         command.generation = c.conn.generation
-        if needs_setup or pending:
+        if tls is not None:
+            c.conn.tls = tls.give()
+        if has_more:
+            c.conn.flags |= IS_READABLE
+        if needs_setup or pending or has_more:
             self.post(command)
         else:
             # Nothing to do before it speaks: its first bytes wake the relay, which looks at commands first.
@@ -347,7 +357,7 @@ cdef class Relay:
     def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
-                     bint is_unix, bint is_new, uint64_t client=0):
+                     bint is_unix, bint is_new, uint64_t client=0, TlsSession tls=None):
         """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
 
         One that is not new may have prepared statements. On a dedicated route it is for ``client`` (a
@@ -365,6 +375,9 @@ cdef class Relay:
         s.conn.route = r
         s.conn.id = server_id
         s.conn.flags = IS_UNIX if is_unix else 0
+        if tls is not None:
+            s.conn.tls = tls.give()
+            s.conn.flags |= IS_READABLE     # what the login left in it
         s.conn.born_us = opened_us
         session_init(&s.session, c'I')
         s.params = params_hold(parameters._set)

@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER
-from gpooler.relay.io cimport io_send, iovec, queue_clear
+from gpooler.relay.io cimport iovec
 from gpooler.relay.params cimport (
     MAX_DEPLOY, ParamSet, params_deploy, params_empty, params_release, params_settle,
 )
@@ -18,14 +18,13 @@ from gpooler.relay.session cimport (
     OWNER_ASK, OWNER_DEPLOY, OWNER_RESET, session_free, session_frontend, session_is_idle, session_needs_sync,
     session_owner,
 )
-from gpooler.relay.system cimport SHUT_RDWR, SHUT_WR, pthread_mutex_lock, pthread_mutex_unlock, shutdown
+from gpooler.relay.system cimport SHUT_RDWR, pthread_mutex_lock, pthread_mutex_unlock, shutdown
 
 
 cdef void own_query(Engine* e, Server* s, const unsigned char* text, uint32_t size) noexcept nogil:
     """A simple query of ours, `size` bytes with its NUL; the answer is swallowed."""
     cdef unsigned char header[HEADER]
     cdef iovec pieces[2]
-    cdef size_t accepted
     header[0] = c'Q'
     put_u32(header + 1, size + 4)
     pieces[0].iov_base = header
@@ -33,7 +32,7 @@ cdef void own_query(Engine* e, Server* s, const unsigned char* text, uint32_t si
     pieces[1].iov_base = <void*> text
     pieces[1].iov_len = size
     session_frontend(&s.session, c'Q', OWNER_RESET)
-    if not conn_write(e, &s.conn, pieces, 2, &accepted):
+    if not conn_write(e, &s.conn, pieces, 2):
         server_lost(e, s)
 
 
@@ -121,7 +120,10 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
         return
     if r.recall_due:
         r.recall_due -= 1
-        server_release(e, s)
+        if s.conn.tls != NULL:
+            server_close(e, s, REASON_SERVER_RECALLED)  # its session cannot move: the right to open does
+        else:
+            server_release(e, s)
         return
     # Park; the one parked last is used first.
     list_remove(&s.conn)
@@ -276,7 +278,6 @@ cdef void server_close(Engine* e, Server* s, uint8_t reason) noexcept nogil:
     """A planned close: Terminate where the stream allows it, then wait for PostgreSQL to close."""
     cdef const char* terminate = b"X\x00\x00\x00\x04"
     cdef Route* r = s.conn.route
-    cdef iovec piece
     if s.conn.state >= SERVER_CLOSING:
         return
     s.conn.reason = reason
@@ -288,11 +289,8 @@ cdef void server_close(Engine* e, Server* s, uint8_t reason) noexcept nogil:
     servers_active_gauge(r)
     s.deadline_us = e.now_us + STUCK_US
     if s.conn.out.size == 0 and not s.flags & HAS_CUT_MESSAGE:
-        piece.iov_base = <void*> terminate
-        piece.iov_len = HEADER
-        io_send(s.conn.fd, &piece, 1)
-    queue_clear(&e.pool, &s.conn.out)
-    shutdown(s.conn.fd, SHUT_WR)
+        conn_send(e, &s.conn, <const unsigned char*> terminate, HEADER)
+    conn_end(e, &s.conn)
     s.conn.flags |= IS_HUNG_UP
     raise_event(e, &s.conn, EVENT_CLOSING)
     make_ready(e, &s.conn)

@@ -9,6 +9,7 @@ Seen where nothing lasts, on purpose:
 * ``set_config(…, true)``, EXPLAIN or a rule around a statement, a Parse that is never executed;
 * SET LOCAL of ``client_encoding`` and ``standard_conforming_strings``: they change how later texts are read;
 * any identifier written as ``U&"…"``, since it may spell any name;
+* identifiers in quotes in any case, since settings have no case;
 * comments nested deeper than 255;
 * any mention of the schema ``pg_temp``; ``pg_settings`` behind the word UPDATE.
 

@@ -286,7 +286,7 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
             elif c == 0:
                 state = SCAN_END
             else:
-                self.hash = (self.hash ^ c) * <uint32_t> FNV_PRIME
+                self.hash = _mix(self.hash, c)      # (settings have the same name in any case)
                 if self.hash == W_PG_TEMP_N:
                     self.effects |= EFFECT_TEMP
         elif state == SCAN_IDENT_CLOSED:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, strcmp
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
-from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, io_recv, iovec
+from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, iovec
 from gpooler.relay.params cimport Param, ParamSet, params_hold, params_settle
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_TERMINATED, REASON_SERVER_DEPLOY_FAILED, REASON_SERVER_DIRTY_END,
@@ -27,17 +27,13 @@ cdef void server_readable(Engine* e, Server* s) noexcept nogil:
 cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noexcept nogil:
     """Read once and work on it; the buffer has a chunk of headroom in front."""
     cdef size_t held
-    cdef ssize_t got = io_recv(s.conn.fd, at, room)
+    cdef ssize_t got = conn_recv(e, &s.conn, at, room)
     if got == -1:
-        s.conn.flags &= ~<uint16_t> IS_READABLE
         gather_end(e, &s.conn)
         return
     if got <= 0:
-        s.conn.flags &= ~<uint16_t> IS_READABLE
         server_lost(e, s)
         return
-    if <size_t> got < room and not s.conn.flags & IS_HUNG_UP:
-        s.conn.flags &= ~<uint16_t> IS_READABLE
     if s.conn.state != SERVER_CLOSING:
         held = 0
         if s.conn.hold != NULL:
@@ -60,13 +56,12 @@ cdef inline void count_out(Route* r, iovec* pieces, int count) noexcept nogil:
 
 cdef bint flush_pieces(Engine* e, Client* c, iovec* pieces, int* count) noexcept nogil:
     """Send the pieces, if any. False: the client is gone."""
-    cdef size_t accepted
     cdef int ready = count[0]
     count[0] = 0
     if ready == 0:
         return True
     count_out(c.conn.route, pieces, ready)
-    return conn_write(e, &c.conn, pieces, ready, &accepted)
+    return conn_write(e, &c.conn, pieces, ready)
 
 
 cdef bint to_client(Engine* e, Client* c, iovec* pieces, int* count, unsigned char* run,
@@ -225,6 +220,10 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             gather_end(e, &s.conn)
             if c != NULL:
                 gather_end(e, &c.conn)
+            if answered == OWNER_CLIENT and c != NULL and c.flags & HAS_BARE_NAME and p[HEADER] == c'I':
+                is_gone = is_gone or not (to_client(e, c, pieces, &count, run, p)
+                                          and flush_pieces(e, c, pieces, &count) and add_host(e, c))
+                run = p
             if answered == OWNER_CLIENT:
                 r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
                 s.query_us = e.now_us

@@ -77,9 +77,9 @@ cdef void untouch(Server* s) noexcept nogil:
     s.flags &= ~<uint32_t> (HAS_RESETS | TOUCHED_FAILED)
 
 
-cdef bint is_reset(Server* s, const unsigned char* name, uint32_t size) noexcept nogil:
-    """Whether the last statement about this setting led it back to where the session began."""
-    cdef uint32_t at = 0, length
+cdef bint is_reset(Server* s, const unsigned char* name, uint32_t size, uint32_t at = 0) noexcept nogil:
+    """Whether the last statement about this setting, from `at` on, led it back to where the session began."""
+    cdef uint32_t length
     cdef bint result = False
     cdef uint8_t kind
     while at < s.touched_size:
@@ -134,7 +134,6 @@ cdef bint tell(Engine* e, Client* c, Param* mine) noexcept nogil:
     """Have the client know the value of a setting. False: it is gone."""
     cdef unsigned char header[5]
     cdef iovec pieces[2]
-    cdef size_t accepted
     header[0] = c'S'
     put_u32(header + 1, mine.name_size + mine.value_size + 6)
     pieces[0].iov_base = header
@@ -142,7 +141,72 @@ cdef bint tell(Engine* e, Client* c, Param* mine) noexcept nogil:
     pieces[1].iov_base = mine.text
     pieces[1].iov_len = mine.name_size + mine.value_size + 2
     set_param(e, &c.params, mine)
-    return conn_write(e, &c.conn, pieces, 2, &accepted)
+    return conn_write(e, &c.conn, pieces, 2)
+
+
+# -- the application_name with the host behind it ------------------------------------------------------
+
+
+cdef enum:
+    APPLICATION_NAME_MOST = 63          # PostgreSQL cuts it there
+
+cdef const unsigned char* APPLICATION_NAME = <const unsigned char*> b"application_name"
+
+
+cdef uint32_t host_part(Client* c, const unsigned char** part) noexcept nogil:
+    """What the login has put behind the client's application_name, " - host:port"; its size, 0: nothing."""
+    cdef Param* name = NULL if c.startup == NULL else params_find(c.startup, APPLICATION_NAME, 16)
+    cdef const unsigned char* value
+    cdef uint32_t at, end, port = 0, scale = 1
+    if name == NULL:
+        return 0
+    value = name.text + name.name_size + 1
+    end = name.value_size
+    at = end
+    while at and end - at < 5 and c'0' <= value[at - 1] <= c'9':
+        at -= 1
+        port += (value[at] - c'0') * scale
+        scale *= 10
+    if at == end or at == 0 or value[at - 1] != c':' or port != c.port:
+        return 0                            # it logged in before the rule said so
+    while at >= 3:
+        at -= 1
+        if value[at] == c' ' and value[at - 1] == c'-' and value[at - 2] == c' ':
+            part[0] = value + at - 2
+            return end - at + 2
+    return 0
+
+
+cdef void note_name(Client* c, const unsigned char* value, uint32_t size) noexcept nogil:
+    """The client's application_name is this now: whether it has the host behind it."""
+    cdef const unsigned char* host
+    cdef uint32_t host_size = host_part(c, &host)
+    c.flags &= ~<uint32_t> HAS_BARE_NAME
+    if host_size and not (size >= host_size and same_bytes(value + size - host_size, host, host_size)):
+        c.flags |= HAS_BARE_NAME
+
+
+cdef bint add_host(Engine* e, Client* c) noexcept nogil:
+    """Between transactions: have the client expect, and know, its name with its host. False: it is gone."""
+    cdef unsigned char value[APPLICATION_NAME_MOST]
+    cdef const unsigned char* host
+    cdef uint32_t host_size = host_part(c, &host)
+    cdef Param* name = params_find(c.params, APPLICATION_NAME, 16)
+    cdef uint32_t size, i
+    c.flags &= ~<uint32_t> HAS_BARE_NAME
+    if name == NULL or not 0 < host_size <= APPLICATION_NAME_MOST:
+        return True
+    size = name.value_size
+    if size > APPLICATION_NAME_MOST - host_size:
+        size = APPLICATION_NAME_MOST - host_size
+    for i in range(size):
+        value[i] = name.text[name.name_size + 1 + i]
+    memcpy(value + size, host, host_size)
+    replace_params(e, &c.params, params_with(c.params, name.text, name.name_size, value, size + host_size,
+                                             name.flags))
+    c.flags |= NEEDS_DEPLOY
+    name = params_find(c.params, APPLICATION_NAME, 16)
+    return tell(e, c, name)
 
 
 # -- at the end of a request ---------------------------------------------------------------------------
@@ -156,6 +220,9 @@ cdef void forget_resets(Server* s, bint is_over, ParamSet* had) noexcept nogil:
     while at < s.touched_size:
         kind = s.touched[at]
         length = <uint32_t> strlen(<char*> s.touched + at + 1)
+        if is_over and kind == SETTING_SET and is_reset(s, s.touched + at + 1, length, at):
+            at += length + 2                # what it set is gone again
+            continue
         if kind == SETTING_SET or kind == SETTING_RESET and not is_over:
             if to != at:
                 for i in range(length + 2):

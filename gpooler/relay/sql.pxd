@@ -46,6 +46,17 @@ cdef struct PreparedName:
     unsigned char text[NAME_MOST]
 
 
+cdef enum Virtual:               # what is answered without a server (virtual_processing)
+    VIRTUAL_NONE = 0
+    VIRTUAL_SHOW_ODYSSEY = 1    # SHOW odyssey.target_session_attrs
+    VIRTUAL_SHOW_GPOOLER = 2    # … by the name that begins with gpooler
+    VIRTUAL_SET = 3             # to the one value that there is
+    VIRTUAL_RESET = 4
+    VIRTUAL_UNBUILT = 5         # SET to a value that is to come
+    VIRTUAL_INVALID = 6         # SET to what is none
+    VIRTUAL_UNCLEAR = 7         # one of them, and more
+
+
 cdef struct Reading:
     Setting settings[MAX_SETTINGS]
     PreparedName names[MAX_NAMES]
@@ -62,6 +73,10 @@ cdef struct Reading:
 
 # Whether a text is BEGIN without options and nothing else.
 cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil
+
+# A Virtual: what the text is, or begins with.
+cdef uint8_t sql_virtual(const unsigned char* text, uint32_t size, bint is_conforming,
+                         uint8_t is_multibyte) noexcept nogil
 
 # `text` ends with its NUL, or with `size`.
 cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint is_conforming,

@@ -1,7 +1,7 @@
 """What a whole SQL text does to its session; the design is in the .pxd."""
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memset, strlen
+from libc.string cimport memchr, memset, strlen
 
 from gpooler.relay.scanner cimport (
     EFFECT_HOLD, EFFECT_LISTEN, EFFECT_LOCK, EFFECT_PARSE, EFFECT_PREPARE, EFFECT_SET, EFFECT_TEMP,
@@ -117,9 +117,9 @@ cdef void _dollar(Lexer* x) noexcept nogil:
     cdef const unsigned char* at
     cdef uint32_t size, i
     while x.p < x.end and (_is_start(x.p[0]) or (c'0' <= x.p[0] <= c'9' and x.p > tag)):
-        x.p += 1
+        _step(x)
     if x.p == x.end or x.p[0] != c'$':
-        x.p = tag
+        # A tag without its end stays part of the token, as in the scanner: PostgreSQL refuses the text.
         while x.p < x.end and c'0' <= x.p[0] <= c'9':
             x.p += 1
         x.kind = TOKEN_OTHER
@@ -210,7 +210,7 @@ cdef bint _is(Lexer* x, const char* word) noexcept nogil:
 cdef bint _is_named(Lexer* x, const char* name) noexcept nogil:
     """Whether the token is this name of lower-case letters, with or without quotes."""
     cdef uint32_t i
-    if x.kind != TOKEN_IDENT or x.size != strlen(name):
+    if x.kind != TOKEN_IDENT or not x.is_plain or x.size != strlen(name):
         return _is(x, name)
     for i in range(x.size):
         if x.start[i] != <unsigned char> name[i]:
@@ -506,7 +506,7 @@ cdef void _statement(Lexer* x, Reading* self) noexcept nogil:
         _next(x)
         before = x[0]
         _next(x)
-        if not _is(&before, b"transaction") or x.kind != TOKEN_STRING:
+        if not _is(&before, b"transaction") or _is(x, b"as") or x.byte == c'(':
             x[0] = before
             _prepared(x, self, NAME_PREPARE)
     elif _is(x, b"execute"):
@@ -541,11 +541,17 @@ cdef void _statement(Lexer* x, Reading* self) noexcept nogil:
         _next(x)
 
 
+cdef const unsigned char* _end(const unsigned char* text, uint32_t size) noexcept nogil:
+    """Where the text ends: the types of a Parse may stand behind its NUL."""
+    cdef const unsigned char* nul = <const unsigned char*> memchr(text, 0, size)
+    return text + size if nul == NULL else nul
+
+
 cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil:
     cdef Lexer x
     memset(&x, 0, sizeof(Lexer))
     x.p = text
-    x.end = text + size
+    x.end = _end(text, size)
     x.is_conforming = True
     _next(&x)
     if not _is(&x, b"begin"):
@@ -558,13 +564,80 @@ cdef bint sql_is_begin(const unsigned char* text, uint32_t size) noexcept nogil:
     return x.kind == TOKEN_END
 
 
+cdef uint8_t _virtual_name(Lexer* x) noexcept nogil:
+    """This token begins one of the names: its SHOW; the token behind it is read."""
+    cdef uint8_t kind = VIRTUAL_NONE
+    if _is_named(x, b"odyssey.target_session_attrs") or _is_named(x, b"gpooler.target_session_attrs"):
+        kind = VIRTUAL_SHOW_ODYSSEY if _lower(x.start[0]) == c'o' else VIRTUAL_SHOW_GPOOLER
+    elif _is_named(x, b"odyssey") or _is_named(x, b"gpooler"):
+        kind = VIRTUAL_SHOW_ODYSSEY if _lower(x.start[0]) == c'o' else VIRTUAL_SHOW_GPOOLER
+        _next(x)
+        if x.byte != c'.':
+            return VIRTUAL_NONE
+        _next(x)
+        if not _is_named(x, b"target_session_attrs"):
+            return VIRTUAL_NONE
+    _next(x)
+    return kind
+
+
+cdef uint8_t _virtual_value(Lexer* x) noexcept nogil:
+    """The value that SET gives; the token behind it is read."""
+    cdef uint8_t kind = VIRTUAL_INVALID
+    cdef bint is_string = x.kind == TOKEN_STRING or x.kind == TOKEN_IDENT
+    if is_string and not x.is_plain or not is_string and x.kind != TOKEN_WORD:
+        return VIRTUAL_INVALID
+    if _same(x.start, x.size, b"any") or not is_string and _same(x.start, x.size, b"default"):
+        kind = VIRTUAL_SET
+    elif is_string and (_same(x.start, x.size, b"read-write") or _same(x.start, x.size, b"read-only")
+                        or _same(x.start, x.size, b"prefer-standby")):
+        kind = VIRTUAL_UNBUILT
+    _next(x)
+    return kind
+
+
+cdef uint8_t sql_virtual(const unsigned char* text, uint32_t size, bint is_conforming,
+                         uint8_t is_multibyte) noexcept nogil:
+    cdef Lexer x
+    cdef uint8_t kind
+    cdef bint is_show, is_reset
+    memset(&x, 0, sizeof(Lexer))
+    x.p = text
+    x.end = text + size
+    x.is_conforming = is_conforming
+    x.is_multibyte = is_multibyte
+    _next(&x)
+    is_show = _is(&x, b"show")
+    is_reset = _is(&x, b"reset")
+    if not is_show and not is_reset and not _is(&x, b"set"):
+        return VIRTUAL_NONE
+    _next(&x)
+    if not is_show and not is_reset and (_is(&x, b"session") or _is(&x, b"local")):
+        _next(&x)
+    kind = _virtual_name(&x)
+    if kind == VIRTUAL_NONE:
+        return VIRTUAL_NONE
+    if is_reset:
+        kind = VIRTUAL_RESET
+    elif not is_show:
+        if x.byte != c'=' and not _is(&x, b"to"):
+            return VIRTUAL_UNCLEAR
+        _next(&x)
+        kind = _virtual_value(&x)
+        if kind == VIRTUAL_INVALID:
+            return kind
+    while x.byte == c';':
+        _next(&x)
+    return kind if x.kind == TOKEN_END else VIRTUAL_UNCLEAR
+
+
 cdef void sql_read(Reading* self, const unsigned char* text, uint32_t size, bint is_conforming,
                    uint8_t is_multibyte) noexcept nogil:
     cdef Lexer x
     memset(self, 0, sizeof(Reading))
     memset(&x, 0, sizeof(Lexer))
     x.p = text
-    x.end = text + size
+    x.end = _end(text, size)
     x.is_conforming = is_conforming
     x.is_multibyte = is_multibyte
     _next(&x)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,10 +19,12 @@ from gpooler.errors import PostgresError, ServerFault
 from gpooler.faults import fault_point
 from gpooler.log import LogContext, Logger, client_id, server_id
 from gpooler.net.resolve import Address, Resolver
+from gpooler.net.tls import Connector
 from gpooler.reasons import Reason
 from gpooler.relay.events import ServerEvent
 from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
+from gpooler.relay.tls import TlsSession
 from gpooler.routing.route import Route
 from gpooler.server.awaited import Awaited, Parameters
 from gpooler.server.login import OpenServer, open_server
@@ -89,10 +91,11 @@ class Servers:
         logger: Logger,
         cancel: Callable[[int], None],
         count_servers: Callable[[int], int],
+        connectors: Mapping[str, Connector],
     ) -> None:
         """``cancel`` delivers a cancel request to the server of a handle and then ends it in the relay.
 
-        ``count_servers``: the servers of a route id that live, over all workers.
+        ``count_servers``: the servers of a route id that live, over all workers; ``connectors`` by storage.
         """
         self._limits = config.limits
         self._is_session_logged = config.logging.log_session
@@ -102,6 +105,7 @@ class Servers:
         self._logger = logger
         self._cancel = cancel
         self._count_servers = count_servers
+        self._connectors = connectors
         self._secrets = {rule.name: self._secret(rule) for rule in config.rules}
         self._group_secrets = {
             (rule.name, group.ldap_storage_username): None
@@ -219,6 +223,7 @@ class Servers:
                 self._limits.backend_connect_timeout_ms,
                 on_connected,
                 lease.startup or {},
+                self._connectors[route.rule.storage],
             )
         except ServerFault as error:
             del self._opening_leases[id(lease)]
@@ -282,24 +287,36 @@ class Servers:
             expires_at_us=expires_us,
             uses=0,
         )
-        lease.fd = opened.socket.detach()
+        lease.fd = opened.stream.socket.detach()
         self._counters.add_route(route.route_id, RouteWord.SERVERS_OPENED)
         if self._is_session_logged:
-            self._logger.info(f"server connected, pid {result.pid}", context="server", who=self._who(lease))
+            session = opened.stream.session
+            how = "" if session is None else f", {session.facts}"
+            self._logger.info(
+                f"server connected, pid {result.pid}{how}", context="server", who=self._who(lease)
+            )
         for notice in result.notices:
             self._logger.info(
                 f"notice at login: {notice.get('M', '')}", context="server", who=self._who(lease)
             )
         # The relay first: until it has the server its client counts as waiting, and might be given another.
         initial = _set_of(result.parameters)
-        self._adopt(lease, initial, initial, is_new=True)
+        self._adopt(lease, initial, initial, is_new=True, tls=opened.stream.session)
         self._send(
             messages.Opened(route.route_id, lease.slot, lease.generation, lease.state),
         )
         if not route.is_replication:
             self.learn(route, result.parameters, is_news=True)
 
-    def _adopt(self, lease: Lease, parameters: ParameterSet, initial: ParameterSet, *, is_new: bool) -> None:
+    def _adopt(
+        self,
+        lease: Lease,
+        parameters: ParameterSet,
+        initial: ParameterSet,
+        *,
+        is_new: bool,
+        tls: TlsSession | None = None,
+    ) -> None:
         state, address = lease.state, lease.address
         assert state is not None
         assert address is not None
@@ -319,6 +336,7 @@ class Servers:
             is_unix=isinstance(address.sockaddr, str),
             is_new=is_new,
             client=lease.client,
+            tls=tls,
         )
         self.leases[handle] = lease
         if self._is_ending:
@@ -404,10 +422,12 @@ class Servers:
         if self._is_session_logged:
             self._logger.info(f"server disconnected: {reason.label}", context="server", who=self._who(lease))
 
-    def address_of(self, handle: int) -> Address | None:
-        """Where a server is; None when the handle is stale."""
+    def whereabouts(self, handle: int) -> tuple[Address, Connector] | None:
+        """Where a server is, and how to get there; None when the handle is stale."""
         lease = self.leases.get(handle)
-        return None if lease is None else lease.address
+        if lease is None or lease.address is None:
+            return None
+        return lease.address, self._connectors[lease.route.rule.storage]
 
     def close_all(self) -> None:
         """Told to go, all of them and those that are still being opened: the worker ends."""

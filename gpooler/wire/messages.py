@@ -24,7 +24,9 @@ MIN_SECRET_LENGTH: Final = 4
 MAX_SECRET_LENGTH: Final = 256
 
 _HEADER = struct.Struct("!cI")
+_INT16 = struct.Struct("!H")
 _INT32 = struct.Struct("!I")
+_TEXT_COLUMN: Final = struct.pack("!IhIhih", 0, 0, 25, -1, -1, 0)  # OID, size and modifier of text; as text
 _HEADER_LENGTH: Final = 5
 
 
@@ -110,6 +112,23 @@ def notice_response(
     """NoticeResponse."""
     fields = {"S": severity, "V": severity, "C": sqlstate, "M": text}
     return message(codes.NOTICE_RESPONSE, _fields(fields, client_id))
+
+
+def row_description(names: Iterable[str]) -> bytes:
+    """RowDescription of columns of type text that belong to no table."""
+    columns = [encode(name) + b"\0" + _TEXT_COLUMN for name in names]
+    return message(codes.ROW_DESCRIPTION, _INT16.pack(len(columns)) + b"".join(columns))
+
+
+def data_row(values: Iterable[bytes]) -> bytes:
+    """DataRow without a NULL."""
+    columns = [_INT32.pack(len(value)) + value for value in values]
+    return message(codes.DATA_ROW, _INT16.pack(len(columns)) + b"".join(columns))
+
+
+def command_complete(tag: str) -> bytes:
+    """CommandComplete."""
+    return message(codes.COMMAND_COMPLETE, encode(tag) + b"\0")
 
 
 def _fields(fields: Mapping[str, str], client_id: str | None) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from gpooler.auth import md5, scram
+from gpooler.auth import md5
 from gpooler.auth.scram import ScramClient, ScramKeys
 from gpooler.auth.secrets import Secret
 from gpooler.errors import PostgresError, ServerAuthentication, ServerProtocol
@@ -79,8 +79,12 @@ class ServerLogin:
         secret: Secret | None = None,
         keys: ScramKeys | None = None,
         parameters: Mapping[str, str] | None = None,
+        binding: bytes | None = None,
     ) -> None:
-        """``keys`` serve SCRAM instead of a plain ``secret``; ``parameters`` go into the StartupMessage."""
+        """``keys`` serve SCRAM instead of a plain ``secret``; ``parameters`` go into the StartupMessage.
+
+        ``binding``: channel binding of the TLS session (``auth/scram.py: END_POINT``).
+        """
         self.result: LoginResult | None = None
         self.state = LoginState.NEW
         self._user = user
@@ -88,6 +92,7 @@ class ServerLogin:
         self._secret = secret
         self._keys = keys
         self._buffer = b""
+        self._binding = binding
         self._scram = ScramClient()
         self._parameters: dict[str, str] = {}
         self._pid = 0
@@ -200,12 +205,13 @@ class ServerLogin:
 
     def _sasl_first(self, data: bytes) -> bytes:
         mechanisms = messages.parse_sasl_mechanisms(data)
-        if scram.MECHANISM not in mechanisms:
+        self._scram = ScramClient(binding=self._binding, offers=mechanisms)
+        if self._scram.mechanism not in mechanisms:
             names = b", ".join(mechanisms).decode("ascii", "backslashreplace")
             raise ServerAuthentication(cause=f"server offers {names}, none of which is supported")
         if self._keys is None and (self._secret is None or self._secret.plain is None):
             raise self._cannot_serve("SCRAM")
-        return messages.sasl_initial_response(scram.MECHANISM, self._scram.first())
+        return messages.sasl_initial_response(self._scram.mechanism, self._scram.first())
 
     def _sasl_final(self, data: bytes) -> bytes:
         challenge = self._scram.challenge(data)

@@ -1,14 +1,19 @@
 """What is measured. A case runs against a target and returns named numbers."""
 
 import math
+import os
+import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from psycopg.pq import ConnStatus, PGconn
 
 from scripts.benchmark.contenders import PLAIN, POOL_SIZE, Setting, Target
 from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
@@ -20,7 +25,10 @@ CLIENTS_PER_ADDRESS: Final = 5_000  # a source address has some 28,000 ports
 RESULT_MB: Final = 1
 LOADED_WORKERS: Final = 4
 LOADED_CLIENTS: Final = LOADED_WORKERS * 2 * POOL_SIZE
+DIRECT: Final = frozenset({"direct"})
 OTHERS: Final = frozenset({"direct", "pgbouncer"})
+TLS: Final = Setting(has_tls=True)
+_TLS: Final = ssl._create_unverified_context()  # what is measured is the pooler
 
 
 class Unmeasured(Exception):
@@ -76,13 +84,29 @@ def prepare(postgres: Postgres, effort: Effort) -> None:
     )
 
 
-def run_program(name: str, *arguments: str, timeout: float = 600, stdin: Path | None = None) -> str:
-    """Standard output of a client program; raises Unmeasured when it fails or hangs."""
+def run_program(
+    name: str,
+    *arguments: str,
+    timeout: float = 600,
+    stdin: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Standard output of a client program; raises Unmeasured when it fails or hangs.
+
+    ``environment`` is added to our own.
+    """
     command = [find_program(name), *arguments]
     with ExitStack() as stack:
         source = stack.enter_context(stdin.open("rb")) if stdin else subprocess.DEVNULL
         try:
-            done = subprocess.run(command, stdin=source, capture_output=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                command,
+                stdin=source,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env={**os.environ, **(environment or {})},
+            )
         except subprocess.TimeoutExpired:
             raise Unmeasured(f"{name} hung") from None
     if done.returncode:
@@ -116,17 +140,50 @@ def pgbench(target: Target, effort: Effort, clients: int, *options: str, sampled
     return numbers
 
 
-def selects(mode: str, clients: int) -> Case:
+def selects(mode: str, clients: int, setting: Setting = PLAIN) -> Case:
     """Select-only transactions in one of pgbench's protocol modes."""
     return Case(
-        f"select-{mode}-{clients}",
+        f"{'tls' if setting.has_tls else 'select'}-{mode}-{clients}",
         lambda target, effort: pgbench(target, effort, clients, "--select-only", f"--protocol={mode}"),
+        setting,
+        DIRECT if setting.has_tls else frozenset(),
     )
 
 
 def tpcb(target: Target, effort: Effort) -> Numbers:
     """Seven statements a transaction, on rows that clients fight for."""
     return pgbench(target, effort, 50, sampled=1.0)
+
+
+def differing(clients: int) -> Case:
+    """Clients of four applications, each with its own name and time zone, in one pool."""
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        zones = ("UTC", "Europe/Paris", "Asia/Tokyo", "America/Lima")
+        with ThreadPoolExecutor(len(zones)) as pool:
+
+            def each(seconds: float) -> list[str]:
+                options = ["--no-vacuum", f"--client={clients // len(zones)}", "--jobs=1", "--select-only"]
+                runs = [
+                    pool.submit(
+                        run_program,
+                        "pgbench",
+                        *options,
+                        f"--time={seconds:g}",
+                        f"{target.dsn} application_name=app{number}",
+                        environment={"PGTZ": zone},
+                    )
+                    for number, zone in enumerate(zones)
+                ]
+                return [line for one in runs for line in one.result().splitlines()]
+
+            each(1)
+            with _Cost(target) as cost:
+                lines = each(effort.seconds)
+        done = sum(int(line.split(":")[1].split("/")[0]) for line in lines if "actually processed" in line)
+        return {"tps": done / cost.seconds, "cpu_us_per_tx": cost.cpu / done}
+
+    return Case(f"params-{clients}", run, without=DIRECT)
 
 
 def two_workers(target: Target, effort: Effort) -> Numbers:
@@ -160,6 +217,26 @@ def churn(target: Target, effort: Effort) -> Numbers:
     return pgbench(target, effort, 8, "--select-only", "--connect", sampled=1.0)
 
 
+def driver_logins(target: Target, effort: Effort) -> Numbers:
+    """The same by libpq, which does SCRAM and TLS."""
+    dsn = target.dsn.encode()
+
+    def once() -> None:
+        connection = PGconn.connect(dsn)
+        if connection.status != ConnStatus.OK:
+            raise Unmeasured(connection.get_error_message())
+        connection.finish()
+
+    once()
+    count = 0
+    with _Cost(target) as cost:
+        end = time.monotonic() + effort.seconds
+        while time.monotonic() < end:
+            once()
+            count += 1
+    return {"logins_per_s": count / cost.seconds, "cpu_us_per_login": cost.cpu / count}
+
+
 def logins(target: Target, effort: Effort) -> Numbers:
     """Nothing but logins, one after the other."""
     login(target).terminate()
@@ -175,6 +252,8 @@ def logins(target: Target, effort: Effort) -> Numbers:
 def login(target: Target, source: str | None = None) -> RawClient:
     """A client that has logged in."""
     client = RawClient(target.port, timeout=30, source=source)
+    if target.has_tls:
+        client.start_tls(_TLS)
     return client.login(target.user, password=PASSWORD)
 
 
@@ -218,7 +297,7 @@ def _volume(size: int, cost: _Cost) -> Numbers:
     return {"mb_per_s": megabytes / cost.seconds, "cpu_us_per_mb": cost.cpu / megabytes}
 
 
-def idle(count: int) -> Case:
+def idle(count: int, setting: Setting = PLAIN) -> Case:
     """Memory of clients that have logged in, run one query and do nothing."""
 
     def run(target: Target, effort: Effort) -> Numbers:
@@ -233,21 +312,30 @@ def idle(count: int) -> Case:
                 stack.enter_context(login(target, source)).query("SELECT 1")
             return {"bytes_per_client": (pss_bytes(target.pids) - before) / count}
 
-    return Case(f"idle-{count}", run, without=frozenset({"direct"}))
+    name = f"{'tls-' if setting.has_tls else ''}idle-{count}"
+    return Case(name, run, setting, frozenset({"direct"}))
 
 
 CASES: Final = (
     *(selects(mode, clients) for mode in ("simple", "extended", "prepared") for clients in (1, 16, 100)),
+    differing(16),
+    differing(100),
     Case("tpcb-50", tpcb),
     Case("two-workers-16", two_workers, Setting(workers=2), OTHERS),
     loaded(1),
     loaded(LOADED_WORKERS),
     Case("fair-4", fair, Setting(workers=LOADED_WORKERS), OTHERS),
-    Case("churn-md5", churn, Setting(with_md5=True)),
-    Case("login-md5", logins, Setting(with_md5=True)),
+    Case("churn-md5", churn, Setting("md5")),
+    Case("login-md5", logins, Setting("md5")),
+    Case("login-scram", driver_logins, Setting("scram-sha-256"), DIRECT),
+    Case("tls-login-scram", driver_logins, Setting("scram-sha-256", has_tls=True), DIRECT),
     Case("result-1mb", results),
     Case("copy-out", copy_out),
     Case("copy-in", copy_in),
+    *(selects("simple", clients, TLS) for clients in (1, 16, 100)),
+    Case("tls-result-1mb", results, TLS, DIRECT),
+    Case("tls-copy-out", copy_out, TLS, DIRECT),
     idle(2_000),
     idle(10_000),
+    idle(2_000, TLS),
 )

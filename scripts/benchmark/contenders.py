@@ -5,13 +5,15 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psycopg
+import trustme
 
+from gpooler.auth.scram import Verifier
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
@@ -30,6 +32,7 @@ class Target:
     pids: tuple[int, ...] = ()  # of the pooler; empty for a direct connection
     broker_messages: Callable[[], int | None] = lambda: None
     worker_counters: Callable[[], list[SharedCounters]] = list  # of each worker; to be closed
+    has_tls: bool = False
 
     @property
     def dsn(self) -> str:
@@ -40,7 +43,7 @@ class Target:
             user=self.user,
             dbname="app",
             password=PASSWORD,
-            sslmode="disable",
+            sslmode="require" if self.has_tls else "disable",
         )
 
 
@@ -48,16 +51,19 @@ class Target:
 class Setting:
     """What a case asks of a contender."""
 
-    with_md5: bool = False  # clients log in with md5 passwords, else with none
+    authentication: str = "none"  # how clients log in: or md5, or scram-sha-256
+    has_tls: bool = False  # with clients
     workers: int = 1  # where there are such
 
     @property
     def user(self) -> str:
         """Who the clients are."""
-        return "md5_user" if self.with_md5 else "trust_user"
+        return {"none": "trust_user", "md5": "md5_user"}.get(self.authentication, "scram_user")
 
 
 PLAIN: Final = Setting()
+# With a verifier neither pooler derives keys from a password.
+VERIFIER: Final = Verifier.build(PASSWORD.encode(), b"0123456789abcdef").format()
 
 # Starts a contender for one measurement.
 Contender = Callable[[Postgres, Setting], AbstractContextManager[Target]]
@@ -78,7 +84,16 @@ def pgbouncer(binary: str) -> Contender:
         with tempfile.TemporaryDirectory(prefix="gpooler-bench-") as name:
             directory = Path(name)
             port = free_port()
-            (directory / "users").write_text(f'"md5_user" "{PASSWORD}"\n"trust_user" "{PASSWORD}"\n')
+            users = {"md5_user": PASSWORD, "trust_user": PASSWORD, "scram_user": VERIFIER}
+            (directory / "users").write_text("".join(f'"{user}" "{text}"\n' for user, text in users.items()))
+            tls = ""
+            if setting.has_tls:
+                make_certificate(directory)
+                tls = f"""\
+client_tls_sslmode = require
+client_tls_cert_file = {directory}/cert.pem
+client_tls_key_file = {directory}/key.pem
+"""
             (directory / "config").write_text(
                 f"""\
 [databases]
@@ -87,13 +102,13 @@ app = host={postgres.host} port={postgres.port} user=trust_user
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = {"md5" if setting.with_md5 else "trust"}
+auth_type = {"trust" if setting.authentication == "none" else setting.authentication}
 auth_file = {directory}/users
 pool_mode = transaction
 default_pool_size = {POOL_SIZE}
 max_client_conn = {MANY}
 logfile = {directory}/log
-"""
+{tls}"""
             )
             if account is not None:
                 for path in (directory, *directory.iterdir()):
@@ -101,7 +116,7 @@ logfile = {directory}/log
             process = subprocess.Popen(
                 [binary, "-q", str(directory / "config")], cwd=directory, **as_account(account)
             )
-            target = Target(port, setting.user, (process.pid,))
+            target = Target(port, setting.user, (process.pid,), has_tls=setting.has_tls)
             try:
                 eventually(lambda: process.poll() is not None or answers(target), within=10)
                 if process.poll() is not None:
@@ -118,20 +133,45 @@ logfile = {directory}/log
 def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
     """Our pooler at its defaults."""
     rule: dict[str, object] = {"pool_size": POOL_SIZE}
-    if setting.with_md5:
-        rule |= {"authentication": "md5", "password": PASSWORD}
+    if setting.authentication != "none":
+        secret = PASSWORD if setting.authentication == "md5" else VERIFIER
+        rule |= {
+            "authentication": setting.authentication,
+            "password": secret,
+            "storage_password": PASSWORD,
+        }
     config = {
         # as much as PgBouncer logs: its statistics come once a minute
         "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m", "stats_interval": 60},
         "performance": {"workers": setting.workers},
     }
-    with Gpooler(postgres, rule=rule, config=config) as pooler:
+    with ExitStack() as stack:
+        listener = {}
+        if setting.has_tls:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpooler-bench-")))
+            make_certificate(directory)
+            listener = {
+                "tls": "require",
+                "tls_cert_file": f"{directory}/cert.pem",
+                "tls_key_file": f"{directory}/key.pem",
+            }
+        pooler = stack.enter_context(Gpooler(postgres, rule=rule, listener=listener, config=config))
 
         def broker_messages() -> int:
             return pooler.process_count(ProcessWord.BROKER_SENT, ProcessWord.BROKER_RECEIVED)
 
         pids = tuple(process.pid for process in pooler.processes())
-        yield Target(pooler.port, setting.user, pids, broker_messages, pooler.worker_counters)
+        yield Target(
+            pooler.port, setting.user, pids, broker_messages, pooler.worker_counters, setting.has_tls
+        )
+
+
+def make_certificate(directory: Path) -> None:
+    """``cert.pem`` and ``key.pem``, ECDSA with P-256."""
+    leaf = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    leaf.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    (directory / "key.pem").touch(mode=0o600)
+    (directory / "key.pem").write_bytes(leaf.private_key_pem.bytes())
 
 
 def answers(target: Target) -> bool:

@@ -18,7 +18,9 @@ def make_pool(postgres: Postgres, gpooler_factory: Callable[..., Gpooler]) -> Ma
     def make(servers: int, workers: int) -> Gpooler:
         rule = {"pool_size": servers, "storage_db": POOLED}
         config = {"performance": {"workers": workers}, "routing": {"virtual_transaction": True}}
-        return gpooler_factory(postgres, rule=rule, config=config)
+        gpooler = gpooler_factory(postgres, rule=rule, config=config)
+        gpooler.used_database = POOLED
+        return gpooler
 
     return make
 

@@ -23,6 +23,7 @@ from tests.differential.conftest import MakePool
 from tests.differential.generator import LIMITS
 from tests.differential.stage import POOLED, SERVERS, Outcome, Run
 from tests.harness import Gpooler, Postgres, eventually
+from tests.harness.dirt import busy_servers, left_behind
 from tests.harness.load import Pgbench
 
 SESSIONS: Final = int(os.environ.get("GPOOLER_DIFFERENTIAL", "7000"))
@@ -31,19 +32,6 @@ HAS_SHRINKING: Final = os.environ.get("GPOOLER_DIFFERENTIAL_SHRINK", "1") != "0"
 
 # Others keep the servers busy for moments, so that a client seldom gets the one that it had.
 COMPANY: Final = "SELECT pg_sleep(0.002 * random()), :client_id;"
-
-# What a client at rest has on its server: one row, all as at the beginning.
-CLEAN: Final = """
-SELECT
-    (SELECT coalesce(string_agg(name, ', '), '') FROM pg_settings
-     WHERE source = 'session' AND setting IS DISTINCT FROM reset_val),
-    (SELECT count(*) FROM pg_prepared_statements WHERE name !~ '^gp_[0-9a-f]{32}$'),
-    (SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'),
-    (SELECT count(*) FROM pg_cursors WHERE is_holdable),
-    (SELECT count(*) FROM pg_listening_channels()),
-    (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()),
-    current_user = session_user
-"""
 
 
 def chosen_limits() -> frozenset[str]:
@@ -59,18 +47,16 @@ def chosen_seed() -> int:
 
 def check_servers(postgres: Postgres, pool: Gpooler, servers: int) -> None:
     """Each server is idle, holds no lock, and is as new to the next client."""
-    eventually(lambda: all(each.state == "idle" for each in postgres.activity()))
+    eventually(lambda: not busy_servers(postgres))
     with ExitStack() as stack:
         pids = set()
         for _ in range(servers):
             client = stack.enter_context(pool.raw(timeout=20)).login(database=POOLED)
-            client.query("BEGIN")
-            assert client.query(CLEAN) == [["", "0", "0", "0", "0", "0", "t"]]
-            pids.add(client.query("SELECT pg_backend_pid()")[0][0])
+            pid, problems = left_behind(client)
+            assert problems == []
+            pids.add(pid)
         assert len(pids) == servers
         assert len(postgres.activity()) == servers
-    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-    assert postgres.query(held) == [(0,)]
 
 
 @pytest.fixture(params=[(SERVERS, 2), (SERVERS - 1, 1)], ids=["two workers", "one worker"])

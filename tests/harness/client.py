@@ -6,6 +6,7 @@ chapter "Frontend/Backend Protocol".
 
 import hashlib
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -158,6 +159,18 @@ class RawClient:
         """Close with RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+    def start_tls(self, context: ssl.SSLContext, host: str = "localhost") -> "RawClient":
+        """Ask for TLS and shake hands; AssertionError when the answer is not S."""
+        self.send(SSL_REQUEST)
+        answer = self.receive(1)
+        assert answer == b"S", f"answered {answer!r}"
+        return self.direct_tls(context, host)
+
+    def direct_tls(self, context: ssl.SSLContext, host: str = "localhost") -> "RawClient":
+        """Shake hands without asking."""
+        self.socket = context.wrap_socket(self.socket, server_hostname=host)
+        return self
 
     def half_close(self) -> None:
         """Send FIN and go on reading."""

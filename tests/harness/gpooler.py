@@ -20,6 +20,7 @@ import toml
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from tests.harness.client import SSL_REQUEST, RawClient
+from tests.harness.dirt import busy_servers, dirty_servers
 from tests.harness.postgres import PASSWORD, Postgres
 from tests.harness.tools import eventually, free_port
 
@@ -71,8 +72,9 @@ def basic_config(postgres: Postgres, port: int, rule: Config) -> dict[str, Any]:
 class Gpooler:
     """One running gpooler; made by the fixture ``gpooler_factory``, or used as a context manager.
 
-    ``config`` is laid over basic_config(), ``rule`` over its only rule; ``text`` is a whole configuration
-    file instead, where ``{port}`` stands for the port. ``environment`` is added to our own.
+    ``config`` is laid over basic_config(), ``rule`` over its only rule, ``listener`` over its listener;
+    ``text`` is a whole configuration file instead, where ``{port}`` stands for the port. ``environment`` is
+    added to our own.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Gpooler:
         postgres: Postgres | None = None,
         *,
         rule: Config | None = None,
+        listener: Config | None = None,
         config: Config | None = None,
         text: str | None = None,
         environment: Mapping[str, str] | None = None,
@@ -95,13 +98,18 @@ class Gpooler:
         self._process: subprocess.Popen[bytes] | None = None
         self._family: dict[int, psutil.Process] = {}  # every process ever seen below the master
         self._descriptors: dict[int, int] = {}
+        self.may_be_dirty = ""  # why servers are left as no client should find them, if a test wants it so
+        self.used_database = "app"  # the one whose servers dirt() looks at
         if text is None:
             if postgres is None:
                 raise TypeError("a Gpooler needs a Postgres, or the text of its configuration")
-            text = toml.dumps(merge(basic_config(postgres, self.port, rule or {}), config or {}))
+            basic = basic_config(postgres, self.port, rule or {})
+            basic["listen"][0].update(listener or {})
+            text = toml.dumps(merge(basic, config or {}))
         else:
             text = text.replace("{port}", str(self.port))
-        workers = toml.loads(text).get("performance", {}).get("workers", "auto")
+        self._config = toml.loads(text)
+        workers = self._config.get("performance", {}).get("workers", "auto")
         self._workers = len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)
         self.config_file.write_text(text)
 
@@ -287,6 +295,28 @@ class Gpooler:
         if "Traceback (most recent call last)" in self.log():
             problems.append("there is a traceback in the log")
         return problems
+
+    def dirt(self, within: float = 5.0) -> list[str]:
+        """What clients that are gone have left on servers, as sentences; waits that long for servers to rest.
+
+        Servers are looked at from outside and, in pools of the common rule, as the next client finds them.
+        """
+        postgres = self._postgres
+        if self.may_be_dirty or postgres is None or not postgres.is_running or self.client_connections():
+            return []
+        try:
+            eventually(lambda: not busy_servers(postgres), within)
+        except AssertionError:
+            return busy_servers(postgres)
+        parked = self.route_count(RouteWord.SERVERS_IDLE)
+        rule = self._config.get("database", {}).get("default", {}).get("user", {}).get("default")
+        if not parked or not isinstance(rule, Mapping):
+            return []
+        pids = [backend.pid for backend in postgres.activity()]
+        allowed = {name.lower() for name in rule.get("options", {})}
+        if rule.get("application_name_add_host"):
+            allowed.add("application_name")
+        return dirty_servers(self, self.used_database, pids, parked, rule["pool"] != "statement", allowed)
 
     # inside
 

@@ -128,8 +128,10 @@ class Postgres:
     ::1, a Unix socket in ``socket_dir``.
     """
 
-    def __init__(self, version: int = 15, port: int | None = None, **settings: str) -> None:
+    def __init__(self, version: int = 15, port: int | None = None, hba: str = HBA, **settings: str) -> None:
+        """``hba`` is its pg_hba.conf."""
         self.version = version
+        self._hba = hba
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.settings = {**SETTINGS, **settings}
@@ -145,6 +147,15 @@ class Postgres:
         if self._account is not None:
             os.chown(self.directory, self._account.uid, self._account.gid)
 
+    def own(self, source: str, name: str) -> str:
+        """A copy of a file that only the server may read: the path."""
+        copy = self.directory / name
+        copy.touch(mode=0o600)
+        copy.write_bytes(Path(source).read_bytes())
+        if self._account is not None:
+            os.chown(copy, self._account.uid, self._account.gid)
+        return str(copy)
+
     # life
 
     def create(self) -> None:
@@ -153,7 +164,7 @@ class Postgres:
             "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync",
             f"--pgdata={self.data}",
         )  # fmt: skip
-        (self.data / "pg_hba.conf").write_text(HBA)
+        (self.data / "pg_hba.conf").write_text(self._hba)
         self.start()
         self.query(ROLES)
         self.query("CREATE DATABASE app")
@@ -263,6 +274,7 @@ class Postgres:
 
     def kill(self, pid: int) -> None:
         """``kill -9`` one backend: PostgreSQL drops all connections and recovers; waits for that."""
+        self.query("CHECKPOINT")  # or it recovers all that the tests have written so far
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{pid}").exists())
         eventually(self._answers, within=30)

@@ -27,10 +27,10 @@ class Grave:
         logger = Logger(
             compile_format("%m", pid=1), lambda _, line: self.lines.append(line), lambda: 0.0, is_debug=False
         )
-        act = Bury(SlotName(1, 2), 3, "127.0.0.1:5432", pid, "cafe", timeout_us)
+        act = Bury(SlotName(1, 2), 3, "r", "127.0.0.1:5432", pid, "cafe", timeout_us)
         self._greenlet = gevent.spawn(bury, act, self._ours.fileno(), self._cancel, logger)
 
-    def _cancel(self, endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:
+    def _cancel(self, _: str, endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:
         self.canceled.append((endpoint, pid, secret, timeout_ms))
         if self._failure is not None:
             raise self._failure

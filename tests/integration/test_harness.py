@@ -1,5 +1,6 @@
 """The harness itself: what other tests stand on."""
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from gpooler.stats.registry import ProcessWord, RouteWord
 from tests.harness import PASSWORD, FaultProxy, Gpooler, Postgres, RawClient, eventually, free_port
-from tests.harness.client import ServerError
+from tests.harness.client import SYNC, ServerError, parse
 
 
 def test_eventually_returns_the_first_true_value() -> None:
@@ -191,6 +192,48 @@ def test_gpooler_with_an_open_client_counts_as_leaking(
     with gpooler.raw() as client:
         client.login()
         assert gpooler.leaks(within=0.1) == ["1 client connections are still open"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("SELECT pg_advisory_lock(7)", r"server \d+ is idle; its locks: advisory ExclusiveLock"),
+        ("LISTEN ear", r"server \d+ was left with channels: ear"),
+        ("CREATE TEMP TABLE here (n int)", r"server \d+ was left with temporary objects: here, .*"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", r"server \d+ was left with cursors: c"),
+        ("DO $$BEGIN SET work_mem = '5MB'; END$$", r"server \d+ was left with settings: work_mem"),
+        ("DO $$BEGIN SET ROLE pg_read_all_stats; END$$", r"server \d+ was left with .*role.*"),
+        ("DO $$BEGIN EXECUTE 'PREPARE p AS SELECT 1'; END$$", r"server \d+ was .* prepared statements: p"),
+    ],
+)
+@pytest.mark.parametrize("pool", ["transaction", "session"])
+def test_what_stays_on_a_server_counts_as_dirt(
+    postgres: Postgres, gpooler_factory: Callable[..., Gpooler], pool: str, sql: str, found: str
+) -> None:
+    rule = {"pool": pool, "session_state": "allow", "session_state_check": "off", "pool_discard": False}
+    gpooler = gpooler_factory(postgres, rule=rule)
+    with gpooler.raw() as client, gpooler.raw() as other:
+        client.login().query(sql)
+        other.login().query("SELECT 1")
+        client.terminate()
+        other.terminate()
+    eventually(lambda: gpooler.client_connections() == 0)
+    (problem,) = gpooler.dirt(within=0.1)
+    assert re.fullmatch(found, problem)
+    gpooler.may_be_dirty = "it was found"
+    assert gpooler.dirt() == []
+
+
+def test_a_clean_server_has_no_dirt(postgres: Postgres, gpooler_factory: Callable[..., Gpooler]) -> None:
+    gpooler = gpooler_factory(postgres, rule={"options": {"work_mem": "5MB"}})
+    with gpooler.raw() as client:
+        client.login(TimeZone="Asia/Tokyo")
+        client.query("SET statement_timeout = '1h'")
+        client.query("SELECT pg_advisory_lock(7)")
+        client.send(parse("SELECT 1", "named"), SYNC)
+        client.read_until()
+        client.terminate()
+    assert gpooler.dirt() == []
 
 
 def test_gpooler_that_does_not_start_says_why(postgres: Postgres) -> None:

@@ -223,11 +223,138 @@ def test_the_host_may_be_added_to_the_application_name(postgres: Postgres, gpool
         assert name == f"shop - {host}:{port}"
 
 
+@pytest.fixture(params=["transaction", "session"])
+def named_pool(
+    any_postgres: Postgres, gpooler_factory: Factory, request: pytest.FixtureRequest
+) -> tuple[Postgres, Gpooler]:
+    """One server for transactions, or for a session; the host stands behind every application_name."""
+    rule = {"pool": request.param, "pool_size": 1, "application_name_add_host": True}
+    return any_postgres, gpooler_factory(any_postgres, rule=rule)
+
+
+def suffix(client: RawClient) -> str:
+    host, port = client.socket.getsockname()
+    return f" - {host}:{port}"
+
+
+def shown_name(client: RawClient) -> str | None:
+    """The application_name as pg_stat_activity has it."""
+    ((name,),) = client.query("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    return name
+
+
+def told_name(client: RawClient, sql: str) -> str | None:
+    """The last application_name that the client is told while it waits for the end of the answer."""
+    names = [
+        answer.body.split(b"\0")[1].decode()
+        for answer in answers(client, sql)
+        if answer.kind == b"S" and answer.body.startswith(b"application_name\0")
+    ]
+    return names[-1] if names else None
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SET application_name = 'till'",
+        "SET SESSION application_name TO till",
+        "SELECT set_config('application_name', 'till', false)",
+        "BEGIN; SET application_name = 'till'; COMMIT",
+        "DO $$BEGIN SET application_name = 'till'; END$$",
+    ],
+)
+def test_the_host_is_added_to_a_name_given_later(named_pool: tuple[Postgres, Gpooler], sql: str) -> None:
+    _, gpooler = named_pool
+    with gpooler.raw() as client:
+        client.login(application_name="shop")
+        wanted = "till" + suffix(client)
+        assert told_name(client, sql) == wanted
+        assert shown_name(client) == wanted
+        assert settings(client, "application_name") == [wanted]
+        assert told_name(client, "SET application_name = 'till'") == wanted
+        assert shown_name(client) == wanted
+
+
+def test_the_host_is_added_at_the_end_of_a_transaction(named_pool: tuple[Postgres, Gpooler]) -> None:
+    _, gpooler = named_pool
+    with gpooler.raw() as client:
+        client.login(application_name="shop")
+        shop, till = "shop" + suffix(client), "till" + suffix(client)
+        for begin, end, name in (
+            ("SET application_name = 'till'", "COMMIT", till),
+            ("RESET application_name", "COMMIT", shop),
+            ("SET application_name = 'till'", "ROLLBACK", shop),
+            ("SET LOCAL application_name = 'till'", "COMMIT", shop),
+            ("SAVEPOINT s; SET application_name = 'till'", "ROLLBACK TO s; COMMIT", shop),
+            ("SET application_name = 'till'", "SELECT 1/0", shop),
+        ):
+            client.query("BEGIN")
+            client.query(begin)
+            if not begin.startswith("RESET"):
+                assert shown_name(client) == "till"
+            answers(client, end)
+            if "/" in end:
+                client.query("ROLLBACK")
+            assert shown_name(client) == name, (begin, end)
+            assert settings(client, "application_name") == [name]
+            client.query("SELECT 1")
+
+
+@pytest.mark.parametrize("sql", ["RESET application_name", "RESET ALL", "DISCARD ALL"])
+def test_a_reset_name_has_its_host(named_pool: tuple[Postgres, Gpooler], sql: str) -> None:
+    _, gpooler = named_pool
+    with gpooler.raw() as client:
+        client.login(application_name="shop")
+        client.query("SET application_name = 'till'")
+        assert told_name(client, sql) == "shop" + suffix(client)
+        assert shown_name(client) == "shop" + suffix(client)
+
+
+def test_a_long_or_strange_name_is_cut_for_its_host(named_pool: tuple[Postgres, Gpooler]) -> None:
+    _, gpooler = named_pool
+    with gpooler.raw() as client:
+        client.login()
+        assert shown_name(client) == suffix(client)
+        for name in ("x" * 100, "é" * 40, "a - b:1", "", "it's \\ " + '"'):
+            client.query("SET application_name = '{}'".format(name.replace("'", "''")))
+            shown = shown_name(client)
+            assert shown is not None
+            assert shown.endswith(suffix(client))
+            assert len(shown) <= 63
+            assert shown.isascii()
+            if name.isascii():
+                assert shown == name[: 63 - len(suffix(client))] + suffix(client)
+            assert settings(client, "application_name") == [shown]
+
+
+def test_each_client_has_its_own_host_on_a_common_server(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "application_name_add_host": True})
+    with gpooler.raw() as one, gpooler.raw() as two:
+        one.login(application_name="shop")
+        two.login(application_name="shop")
+        one.query("SET application_name = 'till'")
+        two.query("SET application_name = 'till'")
+        for _ in range(2):
+            assert shown_name(one) == "till" + suffix(one)
+            assert shown_name(two) == "till" + suffix(two)
+        # who names itself with its host keeps that
+        one.query(f"SET application_name = 'desk{suffix(one)}'")
+        assert shown_name(one) == "desk" + suffix(one)
+        # requests sent together
+        two.send(query("SET application_name = 'a'"), query("SELECT 1"), query("SET application_name = 'b'"))
+        for _ in range(3):
+            two.read_until()
+        assert shown_name(two) == "b" + suffix(two)
+
+
 def test_a_changed_default_of_the_server_reaches_new_clients_with_the_next_server(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
     """Until then all get what their login was told: a reload is not told from a SET inside a function."""
     gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
+    gpooler.may_be_dirty = "what was the server's default is a client's value after a reload"
 
     def shown() -> str | None:
         with gpooler.raw() as client:

@@ -180,6 +180,8 @@ def test_pool_discard_says_when_to_discard(
 ) -> None:
     rule = {"pool_size": 1} if discard is None else {"pool_size": 1, "pool_discard": discard}
     gpooler = gpooler_factory(postgres, rule=rule)
+    if discard is False:
+        gpooler.may_be_dirty = "nothing is discarded"
 
     def act() -> None:
         with gpooler.raw() as client:
@@ -372,6 +374,7 @@ def test_pool_discard_query_takes_the_place_of_discard_all(
     sql = f"UNLISTEN *; /* {'long' * 15_000} */ SELECT 'own reset'"
     rule: dict[str, object] = {"pool": pool} if discard is None else {"pool": pool, "pool_discard": discard}
     gpooler = resetting(gpooler_factory, postgres, sql, **rule)
+    gpooler.may_be_dirty = "the query leaves a lock"
 
     def act() -> None:
         pid = leave(gpooler, "LISTEN ear", "SELECT pg_advisory_lock(7)")
@@ -419,6 +422,7 @@ def test_startup_parameters_follow_the_client_whatever_the_discard_query_does(
 ) -> None:
     """PostgreSQL does not report search_path: nobody can know whether the query has reset it."""
     gpooler = resetting(gpooler_factory, postgres, sql, pool_reserve_prepared_statement=sql != "DISCARD ALL")
+    gpooler.may_be_dirty = "" if sql == "DISCARD ALL" else "the query leaves channels"
     pid = leave(gpooler, "LISTEN ear", search_path="elsewhere", TimeZone="Asia/Tokyo")
     for search_path, zone in (("", ""), ("elsewhere", "Asia/Tokyo"), ("other", "UTC"), ("", "")):
         given = {"search_path": search_path, "TimeZone": zone} if search_path else {}

@@ -30,13 +30,14 @@ class House:
         limits = {"idle_timeout_s": 0, "idle_in_transaction_s": 0, **limits}
         self.relay.open_route(
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
-            maintain_params=True, defers_begin=False, has_prepared=True, max_copies=500,
+            maintain_params=True, adds_host=False, defers_begin=False, has_prepared=True, max_copies=500,
             max_names_bytes=1_000_000,
             session_state=0, pin_on_listen=False, state_check=1, log_query=False, pool_timeout_ms=0,
             pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000, keep=0,
             discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True,
             drops_old_plans=False, query_timeout_s=0,
-            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""), **limits,
+            transaction_timeout_s=0, notice_after_ms=-1, notices=(b"", b"", b""),
+            virtual_answers=(), **limits,
         )  # fmt: skip
         self.nothing = ParameterSet.of({}, True)
         self.sockets = []

@@ -101,6 +101,7 @@ def test_never_when_the_server_may_have_done_it(pool: Gpooler, postgres: Postgre
     with pool.raw().login() as client:
         for n in range(3):
             pid = pid_of(client)
+            postgres.query("CHECKPOINT")  # what it recovers after being killed stays short
             insert = f"SET synchronous_commit = on; INSERT INTO again VALUES ({n})"
             client.send(query(f"{insert}; COMMIT; SELECT pg_sleep(60)"))
             eventually(lambda count=n + 1: rows(postgres) == count)  # type: ignore[misc]

@@ -404,6 +404,7 @@ def test_session_state_refused(postgres: Postgres, gpooler_factory: Factory, sen
 @pytest.mark.parametrize("sql", STATES[:4])
 def test_session_state_allowed(postgres: Postgres, gpooler_factory: Factory, send: Send, sql: str) -> None:
     gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "session_state": "allow"})
+    gpooler.may_be_dirty = "state is allowed to stay"
     with gpooler.raw().login() as client, gpooler.raw().login() as other:
         client.send(send(sql))
         tags(client)
@@ -443,6 +444,34 @@ def test_what_a_block_does_is_asked_for(pool: Gpooler, send: Send, kind: str) ->
         assert pool.route_count(RouteWord.RESETS) == 0
 
 
+def test_a_reset_is_followed_by_the_clients_own_values_while_the_server_is_asked(
+    pool: Gpooler, send: Send
+) -> None:
+    """The request that comes before the answer to the question waits for it, and for the deploy."""
+    with pool.raw().login(options="-c work_mem=7MB") as client:
+        for sql in ("SET my.thing = 'x'; RESET work_mem", "RESET work_mem; DO $$BEGIN PERFORM 1; END$$"):
+            client.query(sql)
+            client.send(send("SHOW work_mem"))
+            assert client.rows() == [["7MB"]], sql
+            assert client.query("SHOW work_mem") == [["7MB"]]
+
+
+def test_what_is_set_and_reset_at_once_is_the_clients_own_again(pool: Gpooler, send: Send) -> None:
+    with pool.raw().login(options="-c work_mem=7MB") as client, pool.raw().login() as other:
+        for sql in (
+            "SET work_mem = '5MB'; RESET work_mem",
+            "SET work_mem = '5MB'; SET my.thing = 'x'; RESET ALL",
+            "BEGIN; SET work_mem = '5MB'; RESET work_mem; COMMIT",
+        ):
+            client.query(sql)
+            for _ in range(2):
+                client.send(send("SHOW work_mem"))
+                assert client.rows() == [["7MB"]], sql
+                assert other.query("SHOW work_mem") == [["4MB"]]
+        client.query("RESET work_mem; SET work_mem = '5MB'")
+        assert client.query("SHOW work_mem") == [["5MB"]]
+
+
 def test_what_a_block_resets_is_gone(pool: Gpooler) -> None:
     with pool.raw().login() as client:
         client.query("SET work_mem = '5MB'; SET my.thing = 'x'")
@@ -467,6 +496,7 @@ def test_every_transaction_can_be_asked_about(
         client.query("DROP FUNCTION hides()")
         assert gpooler.route_count(RouteWord.PINS) == 1
     gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "session_state_check": "off"})
+    gpooler.may_be_dirty = "nobody asks what a block does"
     with gpooler.raw().login() as client, gpooler.raw().login() as other:
         client.query("DO $$BEGIN PERFORM set_config('work_mem', '5MB', false); END$$")
         assert other.query("SHOW work_mem") == [["5MB"]]

@@ -386,6 +386,7 @@ def test_a_changed_default_of_the_server_reaches_later_logins(
 ) -> None:
     """ParameterStatus at any time refreshes what logins of the route are told."""
     gpooler = gpooler_factory(postgres, config={"performance": {"workers": 2}})
+    gpooler.may_be_dirty = "what was the server's default is a client's value after a reload"
     try:
         with closing(logged_in(gpooler.port)) as client:
             assert client.parameters["IntervalStyle"] == "postgres"

@@ -87,9 +87,9 @@ def tokens(text: str, is_conforming: bool) -> list[tuple[str, str]]:
         elif kind == "word":
             found.append(("word", match[0].lower()))
         elif kind in ("name", "unicode_name"):
-            found.append((kind, match[0].partition('"')[2][:-1].replace('""', '"')))
+            found.append((kind, match[0].partition('"')[2][:-1].replace('""', '"').lower()))
         elif kind == "open_name":  # it never ends, but its beginning was seen
-            found.append((kind, match[0].partition('"')[2]))
+            found.append((kind, match[0].partition('"')[2].lower()))
             if match[0][0] != '"':
                 found.append(("U&", ""))
         elif kind == "other":

@@ -393,7 +393,7 @@ def test_a_server_whose_worker_and_broker_died_keeps_its_slot_until_it_is_gone()
     desk.ledger.serve(desk.now, is_first=False)
     acts = report(desk, A, (2, 70))
     name = SlotName(4, 1)
-    assert acts == [Inherit(name), Bury(name, 71, *LAST_WILL, 1_500_000), Disown(SlotName(4, 2))]
+    assert acts == [Inherit(name), Bury(name, 71, USUAL.rule, *LAST_WILL, 1_500_000), Disown(SlotName(4, 2))]
     desk.now += SETTLE_US
     assert sent(desk.say(A, Want(4, 1)), GrantOpen) == []
     acts = desk.ledger.gone(desk.now, name, 71)

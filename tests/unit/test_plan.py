@@ -23,6 +23,7 @@ class Place:
 
     host: str = HERE
     port: int = 5000
+    tls: None = None
 
     @property
     def address(self) -> bytes:

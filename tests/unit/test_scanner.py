@@ -172,6 +172,7 @@ def test_no_effect_is_seen(sql: str) -> None:
         # what is read otherwise afterwards
         ("SET LOCAL standard_conforming_strings = off", SET),
         ('SET LOCAL "client_encoding" = SJIS', SET),
+        ('SET LOCAL "Client_Encoding" = SJIS', SET),
         ("SET LOCAL NAMES 'SJIS'", SET),
         # literals end where PostgreSQL ends them
         ("SELECT '\\'; SET x = 1", SET),
@@ -211,6 +212,7 @@ def test_no_effect_is_seen(sql: str) -> None:
         # known false ones
         ("SELECT set_config('a.b', 'c', true)", SET),
         ("SELECT pg_temp.f()", TEMP),
+        ("""SELECT "Set_Config"('a.b', 'c', true)""", SET),
     ],
 )
 def test_lexical_traps(sql: str, expected: int) -> None:

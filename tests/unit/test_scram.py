@@ -8,7 +8,13 @@ import scramp
 from gpooler.auth import scram
 from gpooler.auth.saslprep import saslprep
 from gpooler.auth.scram import ScramClient, ScramServer, Verifier, derive_keys
-from gpooler.errors import FeatureNotSupported, GpoolerError, ProtocolViolation, ServerAuthentication
+from gpooler.errors import (
+    FeatureNotSupported,
+    GpoolerError,
+    InvalidAuthorization,
+    ProtocolViolation,
+    ServerAuthentication,
+)
 
 # RFC 7677, section 3.
 PASSWORD = b"pencil"
@@ -262,3 +268,58 @@ def test_derived_salt_is_stable_for_a_name_and_differs_between_names_and_keys() 
 )
 def test_saslprep_gives_the_bytes_postgresql_hashes(password: bytes, prepared: bytes) -> None:
     assert saslprep(password) == prepared
+
+
+# --- channel binding ---------------------------------------------------------------------------------
+
+PLUS = (scram.MECHANISM, scram.MECHANISM_PLUS)
+
+
+def bound_exchange(ours: bytes, theirs: bytes) -> bytes | None:
+    """A client bound to one channel, a server to another; the server's last word."""
+    client = ScramClient(binding=ours, offers=PLUS)
+    side = ScramServer(VERIFIER, binding=theirs, offers_plus=True)
+    assert client.mechanism == scram.MECHANISM_PLUS
+    challenge = client.challenge(side.first(client.first()))
+    answer = side.final(client.final(challenge, derive_keys(PASSWORD, SALT, 4096)))
+    if answer is not None:
+        client.verify(answer)
+    return answer
+
+
+def test_both_ends_of_one_channel_agree() -> None:
+    assert bound_exchange(b"certificate", b"certificate") is not None
+
+
+def test_somebody_between_two_channels_is_found_out() -> None:
+    with pytest.raises(InvalidAuthorization, match="channel binding check failed"):
+        bound_exchange(b"certificate", b"another one")
+
+
+@pytest.mark.parametrize(
+    ("binding", "offers", "first"),
+    [
+        (None, PLUS, b"n,,"),
+        (b"", PLUS, b"n,,"),
+        (b"certificate", (scram.MECHANISM,), b"y,,"),
+        (b"certificate", PLUS, b"p=tls-server-end-point,,"),
+    ],
+)
+def test_the_client_says_what_it_could_do(
+    binding: bytes | None, offers: tuple[bytes, ...], first: bytes
+) -> None:
+    assert ScramClient(binding=binding, offers=offers).first().startswith(first)
+
+
+def test_scramp_speaks_the_same_channel_binding() -> None:
+    client = scramp.ScramClient(
+        ["SCRAM-SHA-256-PLUS"],
+        "user",
+        PASSWORD.decode(),
+        channel_binding=("tls-server-end-point", b"certificate"),
+    )
+    side = ScramServer(VERIFIER, binding=b"certificate", offers_plus=True)
+    client.set_server_first(side.first(client.get_client_first().encode()).decode())
+    answer = side.final(client.get_client_final().encode())
+    assert answer is not None
+    client.set_server_final(answer.decode())

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpooler.relay.probe import read_sql
+from gpooler.relay.probe import read_sql, read_virtual
 
 if TYPE_CHECKING:
     from gpooler.relay.probe import SqlReading
 
 SET, RESET, RESET_ALL, DISCARD_ALL = 1, 2, 3, 4
 PREPARE, EXECUTE, DEALLOCATE = 1, 2, 3
+SJIS = 2
 PINS = 1  # EFFECT_SET: what it sets cannot be told
 LISTEN, PREPARED, TEMP, HOLD, LOCK = 2, 4 | 128, 8, 16, 32
 
@@ -192,3 +193,73 @@ def test_any_text_is_read_to_its_end(words: list[str], is_conforming: bool, kind
 @given(st.binary(max_size=80), st.booleans(), st.sampled_from([0, 1, 2]))
 def test_any_bytes_are_read(text: bytes, is_conforming: bool, kind: int) -> None:
     read_sql(text, is_conforming=is_conforming, is_multibyte=kind)
+
+
+NOT_VIRTUAL, SHOW_ODYSSEY, SHOW_GPOOLER, VIRTUAL_SET, VIRTUAL_RESET, UNBUILT, INVALID, UNCLEAR = range(8)
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("SHOW odyssey.target_session_attrs", SHOW_ODYSSEY),
+        ("show Gpooler . Target_Session_Attrs;", SHOW_GPOOLER),
+        ('SHOW "odyssey.target_session_attrs"', SHOW_ODYSSEY),
+        ('/* a */ SHOW "gpooler"."target_session_attrs" ; -- b', SHOW_GPOOLER),
+        ("SET odyssey.target_session_attrs = any", VIRTUAL_SET),
+        ("SET SESSION odyssey.target_session_attrs TO 'any';;", VIRTUAL_SET),
+        ("SET LOCAL gpooler.target_session_attrs = DEFAULT", VIRTUAL_SET),
+        ("RESET odyssey.target_session_attrs", VIRTUAL_RESET),
+        ("SET odyssey.target_session_attrs = 'read-write'", UNBUILT),
+        ("SET odyssey.target_session_attrs = $$prefer-standby$$", UNBUILT),
+        ("SET odyssey.target_session_attrs = read-write", INVALID),
+        ("SET odyssey.target_session_attrs = 'standby'", INVALID),
+        ("SET odyssey.target_session_attrs = 'default'", INVALID),
+        ("SET odyssey.target_session_attrs = E'any'", INVALID),
+        ("SET odyssey.target_session_attrs =", INVALID),
+        ("SET odyssey.target_session_attrs = 1", INVALID),
+        ("SET odyssey.target_session_attrs", UNCLEAR),
+        ("SET odyssey.target_session_attrs = any, any", UNCLEAR),
+        ("SHOW odyssey.target_session_attrs; SELECT 1", UNCLEAR),
+        ("SELECT 1; SHOW odyssey.target_session_attrs", NOT_VIRTUAL),
+        ("SHOW target_session_attrs", NOT_VIRTUAL),
+        ("SHOW odyssey", NOT_VIRTUAL),
+        ("SHOW odyssey.target_session_attrs_x", NOT_VIRTUAL),
+        ("SHOW 'odyssey.target_session_attrs'", NOT_VIRTUAL),
+        ("SET work_mem = '5MB'", NOT_VIRTUAL),
+        ("SET", NOT_VIRTUAL),
+        ("", NOT_VIRTUAL),
+    ],
+)
+def test_what_is_asked_of_gpooler_itself_is_found(sql: str, kind: int) -> None:
+    assert read_virtual(sql.encode() + b"\0") == kind
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_looked_at_for_a_request_to_gpooler(text: bytes) -> None:
+    assert read_virtual(b"SET odyssey.target_session_attrs " + text) in range(NOT_VIRTUAL, UNCLEAR + 1)
+    assert read_virtual(text) in range(NOT_VIRTUAL, UNCLEAR + 1)
+
+
+def test_dollar_tag_with_a_character_that_ends_in_a_backslash() -> None:
+    text = "SELECT $ソ$ ' $ソ$; SET x = 1".encode("shift_jis")
+    assert b"\x83\\$" in text
+    assert read_sql(text, is_multibyte=SJIS)["settings"] == [(SET, b"x")]
+
+
+def test_nothing_is_read_behind_the_nul() -> None:
+    # the types of a Parse stand there
+    assert read_sql(b"SELECT 1 -- \0\n; SET x = 1")["settings"] == []
+    assert read_sql(b"/* \0 */ SET x = 1")["settings"] == []
+    assert read_sql(b"SELECT '\0'; SET x = 1")["settings"] == []
+
+
+def test_name_with_a_doubled_quote_is_another_one() -> None:
+    assert read('SELECT "pg_advisory_unlock""2"(1)')["ends"] == 0
+    assert named("""SELECT "set_config""2"('a.b', 'c', false)""") == []
+    assert named("""UPDATE "pg_settings""2" SET setting = 1""") == []
+
+
+def test_prepare_transaction_without_more_names_nothing() -> None:
+    assert read("PREPARE transaction")["names"] == []
+    assert read("PREPARE transaction; SELECT 1")["names"] == []
+    assert read("PREPARE transaction (int) AS SELECT 1")["names"] == [(PREPARE, b"transaction")]

@@ -6,7 +6,7 @@ from gpooler.auth import exchange, md5
 from gpooler.auth.exchange import Done, Exchange
 from gpooler.auth.scram import Verifier, derive_keys
 from gpooler.auth.secrets import Secret
-from gpooler.errors import PostgresError, ServerAuthentication, ServerProtocol
+from gpooler.errors import InvalidAuthorization, PostgresError, ServerAuthentication, ServerProtocol
 from gpooler.wire import codes, messages, startup
 from gpooler.wire.session import MAX_NOTICES, LoginResult, LoginState, ServerLogin
 
@@ -202,3 +202,20 @@ def test_login_is_used_in_order() -> None:
     login.receive(OK + WELCOME)
     with pytest.raises(ValueError, match="READY"):
         login.receive(OK)
+
+
+@pytest.mark.parametrize(
+    ("binding", "mechanism"), [(b"certificate", b"SCRAM-SHA-256-PLUS"), (None, b"SCRAM-SHA-256")]
+)
+def test_scram_is_bound_to_the_channel_where_there_is_one(binding: bytes | None, mechanism: bytes) -> None:
+    login = started(binding=binding)
+    offer = messages.authentication_sasl([b"SCRAM-SHA-256-PLUS", b"SCRAM-SHA-256"])
+    assert login.receive(offer)[5:].startswith(mechanism + b"\0")
+
+
+def test_a_bound_login_succeeds_on_the_same_channel_alone() -> None:
+    server = exchange.begin(exchange.SCRAM_SHA_256, "app", VERIFIER, b"key", binding=b"certificate")
+    converse(started(binding=b"certificate"), server)
+    server = exchange.begin(exchange.SCRAM_SHA_256, "app", VERIFIER, b"key", binding=b"another one")
+    with pytest.raises(InvalidAuthorization):
+        converse(started(binding=b"certificate"), server)

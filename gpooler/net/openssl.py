@@ -1,0 +1,109 @@
+"""The one place that knows how to reach the OpenSSL inside ``cryptography``.
+
+pyOpenSSL makes contexts and handshakes; the relay goes on with the same SSL object in C, by the addresses of
+OpenSSL's functions. Both the addresses and the way to take an object over are private to those packages:
+their versions are pinned, and ``self_test`` says at start whether they still work that way.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.bindings.openssl.binding import Binding
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from gpooler.errors import ConfigurationError
+from gpooler.relay import tls
+
+_TEST_BYTES: Final = 300_000  # more than one record, and than one read
+
+
+def load() -> None:
+    """Give the relay the addresses. Raises ConfigurationError when this OpenSSL cannot be used so."""
+    try:
+        binding = Binding()
+        library = binding.lib._original_lib
+        tls.load(
+            {
+                name: int(binding.ffi.cast("uintptr_t", binding.ffi.addressof(library, name)))
+                for name in tls.NAMES
+            }
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"TLS cannot be used: this version of the package cryptography hides a part of OpenSSL ({error})"
+        ) from error
+
+
+def take_over(connection: SSL.Connection, facts: object) -> tls.TlsSession:
+    """The session of a connection over memory BIOs whose handshake is over; ``connection`` is dead then."""
+    ffi = Binding().ffi
+    private: Any = connection
+    session = tls.TlsSession(
+        int(ffi.cast("uintptr_t", private._ssl)),
+        int(ffi.cast("uintptr_t", private._into_ssl)),
+        int(ffi.cast("uintptr_t", private._from_ssl)),
+        facts,
+    )
+    ffi.gc(private._ssl, None)  # its end is the session's
+    return session
+
+
+def self_test() -> None:
+    """Make a session with ourselves. Raises ConfigurationError when it does not carry what it should."""
+    try:
+        _test()
+    except Exception as error:
+        raise ConfigurationError(
+            f"TLS cannot be used: OpenSSL's self-test failed ({type(error).__name__}: {error}); "
+            "are pyOpenSSL and cryptography of the versions in requirements.txt?"
+        ) from error
+
+
+def _test() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.use_privatekey(key)
+    context.use_certificate(certificate)
+    server = SSL.Connection(context, None)
+    server.set_accept_state()
+    client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+    client.set_connect_state()
+    for _ in range(4):
+        for side, other in ((client, server), (server, client)):
+            try:
+                side.do_handshake()
+            except SSL.WantReadError:
+                pass
+            try:
+                other.bio_write(side.bio_read(65536))
+            except SSL.WantReadError:
+                pass
+    sessions = take_over(client, None), take_over(server, None)
+    data = bytes(range(256)) * (_TEST_BYTES // 256)
+    for _ in range(2):
+        for sender, receiver in (sessions, sessions[::-1]):
+            sender.write(data)
+            receiver.put(sender.take())
+            received = b""
+            while part := receiver.read():
+                received += part
+            if received != data:
+                raise ValueError(f"{len(received)} of {len(data)} bytes arrived")
+            receiver.slim()
+    for sender, receiver in (sessions, sessions[::-1]):
+        sender.close()
+        receiver.put(sender.take())
+        if receiver.read() is not None:
+            raise ValueError("the end was not seen")

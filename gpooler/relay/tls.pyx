@@ -1,0 +1,242 @@
+"""TLS of one connection; the design is in the .pxd. No Python object but at the edge, ``TlsSession``."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+
+cdef enum:
+    SSL_ERROR_WANT_READ = 2     # openssl/ssl.h
+    SSL_ERROR_ZERO_RETURN = 6
+    PYTHON_READ = 16384         # plain bytes handed to Python at once
+
+
+# OpenSSL has one error queue a thread; without a look at an empty one SSL_get_error takes an older error.
+ctypedef void (*ClearError)() noexcept nogil
+ctypedef int (*Read)(void*, void*, int) noexcept nogil
+ctypedef int (*Write)(void*, const void*, int) noexcept nogil
+ctypedef int (*GetError)(const void*, int) noexcept nogil
+ctypedef int (*OfSsl)(void*) noexcept nogil
+ctypedef void (*Free)(void*) noexcept nogil
+ctypedef void (*SetBio)(void*, void*, void*) noexcept nogil
+ctypedef int (*FreeBio)(void*) noexcept nogil
+ctypedef void* (*NewBio)(const void*) noexcept nogil
+ctypedef const void* (*Method)() noexcept nogil
+ctypedef long (*SetLong)(void*, int) noexcept nogil
+ctypedef long (*MemData)(void*, char**) noexcept nogil
+
+cdef ClearError ERR_clear_error
+cdef Read SSL_read
+cdef Write SSL_write
+cdef GetError SSL_get_error
+cdef OfSsl SSL_shutdown
+cdef Free SSL_free
+cdef SetBio SSL_set_bio
+cdef FreeBio BIO_free
+cdef NewBio BIO_new
+cdef Method BIO_s_mem
+cdef Read BIO_read
+cdef Write BIO_write
+cdef SetLong BIO_set_mem_eof_return
+cdef MemData BIO_get_mem_data
+cdef bint is_loaded = False
+
+NAMES = (
+    "ERR_clear_error", "SSL_read", "SSL_write", "SSL_get_error", "SSL_shutdown", "SSL_free", "SSL_set_bio",
+    "BIO_free", "BIO_new", "BIO_s_mem", "BIO_read", "BIO_write", "BIO_set_mem_eof_return", "BIO_get_mem_data",
+)
+
+
+def load(dict addresses not None):
+    """Where OpenSSL's functions are: an address for each of ``NAMES``. Raises KeyError."""
+    global ERR_clear_error, SSL_read, SSL_write, SSL_get_error, SSL_shutdown, SSL_free, SSL_set_bio, BIO_free
+    global BIO_new, BIO_s_mem, BIO_read, BIO_write, BIO_set_mem_eof_return, BIO_get_mem_data, is_loaded
+    ERR_clear_error = <ClearError> <uintptr_t> addresses["ERR_clear_error"]
+    SSL_read = <Read> <uintptr_t> addresses["SSL_read"]
+    SSL_write = <Write> <uintptr_t> addresses["SSL_write"]
+    SSL_get_error = <GetError> <uintptr_t> addresses["SSL_get_error"]
+    SSL_shutdown = <OfSsl> <uintptr_t> addresses["SSL_shutdown"]
+    SSL_free = <Free> <uintptr_t> addresses["SSL_free"]
+    SSL_set_bio = <SetBio> <uintptr_t> addresses["SSL_set_bio"]
+    BIO_free = <FreeBio> <uintptr_t> addresses["BIO_free"]
+    BIO_new = <NewBio> <uintptr_t> addresses["BIO_new"]
+    BIO_s_mem = <Method> <uintptr_t> addresses["BIO_s_mem"]
+    BIO_read = <Read> <uintptr_t> addresses["BIO_read"]
+    BIO_write = <Write> <uintptr_t> addresses["BIO_write"]
+    BIO_set_mem_eof_return = <SetLong> <uintptr_t> addresses["BIO_set_mem_eof_return"]
+    BIO_get_mem_data = <MemData> <uintptr_t> addresses["BIO_get_mem_data"]
+    is_loaded = True
+
+
+cdef Tls* tls_new(void* ssl, void* incoming, void* outgoing) noexcept:
+    cdef Tls* tls = <Tls*> calloc(1, sizeof(Tls))
+    if tls != NULL:
+        tls.ssl = ssl
+        tls.incoming = incoming
+        tls.outgoing = outgoing
+    return tls
+
+
+cdef void tls_free(Tls* tls) noexcept nogil:
+    ERR_clear_error()
+    SSL_free(tls.ssl)           # and its BIOs
+    free(tls)
+
+
+cdef ssize_t tls_read(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil:
+    cdef int got, error
+    if size > 1 << 30:
+        size = 1 << 30
+    ERR_clear_error()
+    got = SSL_read(tls.ssl, buffer, <int> size)
+    if got > 0:
+        return got
+    error = SSL_get_error(tls.ssl, got)
+    if error == SSL_ERROR_WANT_READ:
+        return TLS_NOTHING
+    return TLS_CLOSED if error == SSL_ERROR_ZERO_RETURN else TLS_BROKEN
+
+
+cdef inline void note_size(Tls* tls, void* bio) noexcept nogil:
+    cdef char* data
+    cdef long size = BIO_get_mem_data(bio, &data)
+    if size > tls.most:
+        tls.most = <uint32_t> size
+
+
+cdef bint tls_put(Tls* tls, const unsigned char* data, size_t size) noexcept nogil:
+    ERR_clear_error()
+    if BIO_write(tls.incoming, data, <int> size) != <int> size:
+        return False
+    note_size(tls, tls.incoming)
+    return True
+
+
+cdef bint tls_write(Tls* tls, const unsigned char* data, size_t size) noexcept nogil:
+    # A memory BIO takes everything: what is not written whole is an error for good.
+    ERR_clear_error()
+    return SSL_write(tls.ssl, data, <int> size) == <int> size
+
+
+cdef size_t tls_take(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil:
+    cdef int got
+    cdef char* data
+    cdef long there = BIO_get_mem_data(tls.outgoing, &data)
+    if there <= 0:
+        return 0
+    if there > tls.most:
+        tls.most = <uint32_t> there
+    got = BIO_read(tls.outgoing, buffer, <int> size)
+    return got if got > 0 else 0
+
+
+cdef void tls_close(Tls* tls) noexcept nogil:
+    if not tls.is_closing:
+        tls.is_closing = True
+        ERR_clear_error()
+        SSL_shutdown(tls.ssl)
+        ERR_clear_error()
+
+
+cdef bint tls_slim(Tls* tls, unsigned char* scratch, size_t size) noexcept nogil:
+    cdef char* data
+    cdef long there = BIO_get_mem_data(tls.incoming, &data)
+    cdef int got
+    cdef void* incoming
+    cdef void* outgoing
+    if there > <long> size or BIO_get_mem_data(tls.outgoing, &data) > 0:
+        return True                     # in use: later
+    incoming = BIO_new(BIO_s_mem())
+    outgoing = BIO_new(BIO_s_mem())
+    if incoming == NULL or outgoing == NULL:
+        if incoming != NULL:
+            BIO_free(incoming)
+        return False
+    BIO_set_mem_eof_return(incoming, -1)
+    BIO_set_mem_eof_return(outgoing, -1)
+    if there > 0:
+        got = BIO_read(tls.incoming, scratch, <int> there)
+        if got != <int> there or BIO_write(incoming, scratch, got) != got:
+            BIO_free(incoming)
+            BIO_free(outgoing)
+            return False
+    SSL_set_bio(tls.ssl, incoming, outgoing)        # frees the old ones
+    tls.incoming = incoming
+    tls.outgoing = outgoing
+    tls.most = 0
+    return True
+
+
+cdef class TlsSession:
+    """A TLS session whose handshake is over, on its way from the handshake to the relay.
+
+    It owns the SSL object until the relay takes it.
+    """
+
+    def __init__(self, uintptr_t ssl, uintptr_t incoming, uintptr_t outgoing, facts):
+        """Takes over the SSL object at that address, which owns both BIOs. ``facts``: a ``net.tls.Facts``."""
+        if not is_loaded:
+            raise RuntimeError("OpenSSL's functions are not loaded")
+        self.tls = tls_new(<void*> ssl, <void*> incoming, <void*> outgoing)
+        if self.tls == NULL:
+            raise MemoryError
+        self.facts = facts
+        self.slim()             # a handshake is larger than most of what follows
+
+    def __dealloc__(self):
+        if self.tls != NULL:
+            tls_free(self.tls)
+
+    cdef Tls* give(self) noexcept:
+        """The relay's from now on."""
+        cdef Tls* tls = self.tls
+        self.tls = NULL
+        return tls
+
+    def put(self, bytes data not None):
+        """Bytes that the peer sent."""
+        if not tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
+            raise MemoryError
+
+    def read(self, Py_ssize_t most=PYTHON_READ):
+        """Plain bytes, up to ``most`` of one record; empty when no whole record is there, None behind its end.
+
+        Raises ConnectionError when the peer breaks the protocol.
+        """
+        cdef unsigned char buffer[PYTHON_READ]
+        cdef ssize_t got = tls_read(self.tls, buffer, min(most, <Py_ssize_t> PYTHON_READ))
+        if got == TLS_BROKEN:
+            raise ConnectionError("TLS: the peer sent what is no record of this session")
+        if got == TLS_CLOSED:
+            return None
+        return b"" if got < 0 else PyBytes_FromStringAndSize(<char*> buffer, got)
+
+    def write(self, bytes data not None):
+        """Encrypt. Raises ConnectionError."""
+        cdef Py_ssize_t at = 0, size = PyBytes_GET_SIZE(data), part
+        while at < size:
+            part = min(size - at, <Py_ssize_t> RECORD)
+            if not tls_write(self.tls, <unsigned char*> PyBytes_AS_STRING(data) + at, part):
+                raise ConnectionError("TLS: the session is broken")
+            at += part
+
+    def take(self):
+        """Bytes for the peer."""
+        cdef unsigned char buffer[PYTHON_READ]
+        cdef size_t got
+        cdef list result = []
+        while True:
+            got = tls_take(self.tls, buffer, PYTHON_READ)
+            if got == 0:
+                return b"".join(result)
+            result.append(PyBytes_FromStringAndSize(<char*> buffer, got))
+
+    def close(self):
+        """Make a close_notify."""
+        tls_close(self.tls)
+
+    def slim(self):
+        """Give the memory of large BIOs back."""
+        cdef unsigned char scratch[PYTHON_READ]
+        if not tls_slim(self.tls, scratch, PYTHON_READ):
+            raise MemoryError
