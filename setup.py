@@ -98,6 +98,7 @@ setup(
         "statsd",
         "toml",
     ],
+    extras_require={"ldap": ["python-ldap"], "pam": ["pamela"]},
     entry_points={"console_scripts": ["gpooler = gpooler.cli:main"]},
     zip_safe=False,
 )

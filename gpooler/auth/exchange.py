@@ -39,6 +39,7 @@ class Done:
     password: bytes | None = field(default=None, repr=False)  # clear text, where the client sent it
     keys: ScramKeys | None = None  # from a SCRAM exchange: log in to servers with the same verifier
     secret: Secret | None = None  # what it was compared with, where the configuration does not have it
+    storage_user: str | None = None  # whom to be at the server, where a directory says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Later:
     It yields, has a deadline of its own, and raises as ``Exchange.answer`` does.
     """
 
-    work: Callable[[], bytes | Done]
+    work: Callable[[], bytes | Done] = field(repr=False)  # it holds the password
 
 
 # Somebody else's word on a clear-text password. As ``Later.work``: yields, has a deadline, raises.

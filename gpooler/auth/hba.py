@@ -38,6 +38,7 @@ class Method:
     # the value of the option ``authentication`` that it stands for; None: the rule's own
     authentication: str | None = None
     is_refusal: bool = False
+    option: str = ""  # of the rule, without which nobody comes in so
     lines: Collection[str] = tuple(TAKES)  # kinds of line that may name it
 
 
@@ -51,6 +52,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "scram-sha-256": Method("scram-sha-256"),
     "peer": Method("peer", lines=(LOCAL,)),
     "cert": Method("cert", lines=(HOSTSSL,)),
+    "ldap": Method("clear_text", option="ldap_endpoint_name"),
+    "pam": Method("clear_text", option="auth_pam_service"),
 }
 
 

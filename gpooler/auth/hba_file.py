@@ -27,7 +27,7 @@ INCLUDES: Final = ("include", "include_if_exists", "include_dir")
 INCLUDE_DEPTH_MOST: Final = 10  # as PostgreSQL's CONF_FILE_MAX_DEPTH
 LINES_MOST: Final = 100_000  # of all files together: a mistaken include must not fill the memory
 # Methods of PostgreSQL that gpooler does not have.
-UNKNOWN_HERE: Final = ("bsd", "gss", "ident", "ldap", "oauth", "pam", "radius", "sspi")
+UNKNOWN_HERE: Final = ("bsd", "gss", "ident", "oauth", "radius", "sspi")
 
 
 @dataclass(frozen=True, slots=True)

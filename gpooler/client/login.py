@@ -4,6 +4,7 @@ What can be answered at once is answered where its message comes in; a greenlet 
 when it has to wait: for the id of a route, for its turn, for a cancel request to be over.
 """
 
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -12,6 +13,7 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done, Later
+from gpooler.auth.failures import Failures
 from gpooler.auth.groups import Groups
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
@@ -24,6 +26,7 @@ from gpooler.config.model import Authentication, Config, Rule, Tls
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
+    AuthenticationUndecided,
     ClientMaxReached,
     GpoolerError,
     LoginTimeout,
@@ -110,6 +113,7 @@ class Login:
         groups: Groups,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
+        failures: Failures,
     ) -> None:
         """``names`` gives the index of a (database, user) pair; ``mock_key``: see ``auth.exchange``."""
         self._config = config
@@ -137,6 +141,8 @@ class Login:
         groups.on_change = self._on_members
         self._names = names
         self._on_adopted = on_adopted
+        self._failures = failures
+        self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
         self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
@@ -156,7 +162,10 @@ class Login:
         """The body of a password message."""
         try:
             assert guest.conversation is not None
-            self._go_on(guest, guest.conversation.answer(body))
+            said = guest.conversation.answer(body)
+            if isinstance(said, Later):
+                self._refuse_banned(guest)  # nobody is asked for who is refused anyway
+            self._go_on(guest, said)
         except (GpoolerError, ClientGone) as error:
             self._end(guest, error)
 
@@ -238,7 +247,10 @@ class Login:
 
     def expire(self, guest: Guest) -> None:
         """Its client_login_timeout is over."""
-        self._end(guest, LoginTimeout(guest.timeout_ms))
+        if guest in self._kept_back:
+            self._let_go(guest)
+        else:
+            self._end(guest, LoginTimeout(guest.timeout_ms))
 
     def _end(self, guest: Guest, error: GpoolerError | ClientGone) -> None:
         """A login failed: tell the log, and the client if it is there; nothing of it is left."""
@@ -246,17 +258,42 @@ class Login:
             guest.is_counted = False
             self._admission.leave()
         if isinstance(error, GpoolerError):
-            rule = None if guest.plan is None else guest.plan.rule
-            self._refuse(guest, error, rule is None or rule.client_show_id)
+            self._counters.add_process(ProcessWord.LOGIN_ERRORS)
+            self._logger.error(
+                f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
+            )
+            if isinstance(error, AuthenticationFailed) and (delay_s := self._note_failure(guest, error)):
+                self._kept_back[guest] = error
+                gevent.spawn_later(delay_s, self._let_go, guest)
+                return
+            self._tell(guest, error)
         elif guest.who.user:
             self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
         guest.close()
 
-    def _refuse(self, guest: Guest, error: GpoolerError, is_id_shown: bool) -> None:
-        self._counters.add_process(ProcessWord.LOGIN_ERRORS)
-        self._logger.error(
-            f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
-        )
+    def _note_failure(self, guest: Guest, error: AuthenticationFailed) -> float:
+        """Count a failed login; returns for how many seconds its answer is to be kept back."""
+        assert guest.plan is not None
+        is_guess = not isinstance(error, AuthenticationUndecided)
+        if is_guess and self._failures.add(guest.address, encode(guest.plan.packet.user)):
+            limits = self._config.limits
+            self._logger.error(
+                f"banned for {limits.auth_failure_ban_ms} ms after {limits.auth_failure_max} failed logins",
+                context="startup",
+                who=guest.who,
+            )
+        return self._failures.delay_s(guest.address)
+
+    def _let_go(self, guest: Guest) -> None:
+        """Tell a client what was kept back."""
+        error = self._kept_back.pop(guest, None)
+        if error is not None:
+            self._tell(guest, error)
+            guest.close()
+
+    def _tell(self, guest: Guest, error: GpoolerError) -> None:
+        rule = None if guest.plan is None else guest.plan.rule
+        is_id_shown = rule is None or rule.client_show_id
         if guest.handshake is not None:
             return  # an alert was all that could be said
         try:
@@ -373,13 +410,13 @@ class Login:
 
     def _ask(self, guest: Guest, later: Later) -> None:
         """Somebody else decides; the client may be gone by then."""
-        try:
+
+        def step() -> None:
             said = later.work()
-        except GpoolerError as error:
             if guest.fd >= 0:
-                self._end(guest, error)
-        else:
-            self._in_greenlet(guest, lambda: self._go_on(guest, said))
+                self._go_on(guest, said)
+
+        self._in_greenlet(guest, step)
 
     def _in_greenlet(self, guest: Guest, step: Callable[[], None]) -> None:
         """A step outside the entrance's calls, if the client is there still."""
@@ -391,6 +428,11 @@ class Login:
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
+        except Exception as error:  # noqa: BLE001  # a library's surprise: the client is told as usual
+            self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
+            if guest.fd >= 0 and guest.plan is not None:
+                user = guest.plan.packet.user
+                self._end(guest, AuthenticationUndecided(user, cause=f"uncaught {type(error).__name__}"))
 
     def _go_on(self, guest: Guest, said: bytes | Done | Later) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
@@ -407,13 +449,25 @@ class Login:
             raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
             rule, packet = plan.rule, plan.packet
+            if plan.method is not Authentication.NONE:
+                self._refuse_banned(guest)
+                self._failures.clear(guest.address, encode(packet.user))
+            if said.storage_user is not None:
+                plan = guest.plan = plan.variant(said.storage_user)
             route = plan.route or self._routes.known(
-                rule, packet.database, packet.user, packet.replication is not Replication.NONE
+                rule, packet.database, plan.storage_user, packet.replication is not Replication.NONE
             )
             if route is not None:
                 self._adopt(guest, plan, rule, route, said)
             else:
                 gevent.spawn(self._wait_for_route, guest, plan, rule, said)
+
+    def _refuse_banned(self, guest: Guest) -> None:
+        """Who is banned fails where a wrong password would. Raises AuthenticationFailed."""
+        assert guest.plan is not None
+        user = guest.plan.packet.user
+        if self._failures.is_banned(guest.address, encode(user)):
+            raise AuthenticationFailed(user, cause="banned after too many failed logins")
 
     def _wait_for_route(self, guest: Guest, plan: Plan, rule: Rule, done: Done) -> None:
         """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
@@ -421,7 +475,7 @@ class Login:
             with self._gate:
                 packet = plan.packet
                 is_replication = packet.replication is not Replication.NONE
-                route = self._routes.open(rule, packet.database, packet.user, is_replication)
+                route = self._routes.open(rule, packet.database, plan.storage_user, is_replication)
                 if guest.fd >= 0:
                     self._adopt(guest, plan, rule, route, done)
         except (GpoolerError, ClientGone) as error:
@@ -433,7 +487,7 @@ class Login:
         if plan.route is None:
             plan.route = route
             plan.names = self._names(plan.packet.database, plan.packet.user)
-        if learns_servers_secret(rule, plan.packet.user):
+        if plan.storage_user == plan.packet.user and learns_servers_secret(rule, plan.packet.user):
             route.learn(done.secret, done.keys)
         if not self._admission.enter_route(route.admission_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
@@ -507,10 +561,13 @@ class Login:
 
     def _remember(self, guest: Guest, plan: Plan, rule: Rule) -> None:
         """Let clients that begin like this one take the short way, if nothing else has to be looked at."""
-        if self._config.limits.client_max is not None or not plan.is_plain or self.is_draining:
+        limits = self._config.limits
+        if limits.client_max is not None or not plan.is_plain or self.is_draining:
             return
         if self._plans.find(guest, plan.data) is not plan:
             return  # who is in which group has changed since
+        if limits.auth_failure_max and plan.method is not Authentication.NONE:
+            return  # the short way knows of no ban
         stored = None
         if plan.method is Authentication.MD5:
             stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None

@@ -39,7 +39,7 @@ class Plan:
 
     __slots__ = (
         "data", "fixed", "greeting", "has_host_in_name", "is_debugged", "key", "method", "name", "names",
-        "packet", "parameters", "refusal", "route", "rule", "secret", "version",
+        "packet", "parameters", "refusal", "route", "rule", "secret", "storage_user", "variants", "version",
     )  # fmt: skip
 
     def __init__(self, data: bytes, packet: Startup, rule: Rule | None, secret: Secret | None) -> None:
@@ -68,6 +68,18 @@ class Plan:
         self.route: Route | None = None
         self.greeting: Greeting | None = None
         self.version = -1  # of the route's parameters when the greeting was made
+        self.storage_user = packet.user  # whom the route is for, unless the rule says whom
+        self.variants: dict[str, Plan] = {}
+
+    def variant(self, storage_user: str) -> "Plan":
+        """The same for clients that are somebody else at the server."""
+        found = self.variants.get(storage_user)
+        if found is None:
+            found = self.variants[storage_user] = Plan(self.data, self.packet, self.rule, self.secret)
+            found.method, found.refusal = self.method, self.refusal
+            found.is_debugged = self.is_debugged
+            found.storage_user = storage_user
+        return found
 
     @property
     def is_plain(self) -> bool:
@@ -166,6 +178,8 @@ class Plans:
             plan.refusal = "no line of hba_file takes it"
         elif entry.method.is_refusal:
             plan.refusal = f"{entry.place} says {entry.method_name}"
+        elif (option := entry.method.option) and plan.rule is not None and not getattr(plan.rule, option):
+            plan.refusal = f"{entry.place} says {entry.method_name}, and the rule has no {option}"
         elif entry.method.authentication is not None and plan.method is not Authentication.BLOCK:
             plan.method = Authentication(entry.method.authentication)
 

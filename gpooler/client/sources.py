@@ -18,6 +18,7 @@ from gpooler.auth.query_text import QueryText, compile_query
 from gpooler.auth.secrets import Secret
 from gpooler.client.agents import Agents
 from gpooler.client.entrance import Guest
+from gpooler.client.password_checks import PasswordChecks
 from gpooler.client.plan import Plan
 from gpooler.clock import wall
 from gpooler.config.model import Authentication, Config, Rule
@@ -54,6 +55,7 @@ class Sources:
         }
         self._lookups = Lookups(self._fetch, self._on_failure)
         self._agents = Agents(config, logger)
+        self._checks = PasswordChecks(config)
         self._peers: Offload | None = None
 
     def exchange(self, guest: Guest, plan: Plan, md5_salt: bytes | None) -> Exchange:
@@ -70,7 +72,9 @@ class Sources:
             if guest.tls is None:
                 raise CertificateNeedsTls
             return exchange.by_certificate(user, guest.tls.facts.common_names, rule.auth_common_name)
-        check = self._agents.of(guest, plan, rule)
+        check = self._agents.of(guest, plan, rule) or self._checks.of(
+            rule, user, plan.packet.database, guest.host if guest.family else ""
+        )
         begin = partial(
             exchange.begin,
             # an agent is shown what the client sends

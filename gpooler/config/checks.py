@@ -18,6 +18,7 @@ from gpooler.config.storage import Endpoint, parse_endpoints, socket_path
 from gpooler.config.words import (
     Authentication,
     ConnectionType,
+    LdapScheme,
     Pool,
     PoolRouting,
     SessionState,
@@ -33,7 +34,10 @@ CLEAR_TEXT_SOURCES: Final = (
     "ldap_endpoint_name",
     "enable_mdb_iamproxy_auth",
 )
-AGENTS: Final = ("auth_module", "enable_mdb_iamproxy_auth")  # these decide about a password, and alone
+# These decide about a password, and alone.
+OUTSIDE: Final = ("auth_pam_service", "ldap_endpoint_name", "auth_module", "enable_mdb_iamproxy_auth")
+LDAP_DIRECT: Final = ("ldapprefix", "ldapsuffix")
+LDAP_SEARCH: Final = ("ldapbinddn", "ldapbindpasswd", "ldapsearchattribute", "ldapsearchfilter")
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
 TOLD_APART_BY: Final = ("address", "connection_type")
 SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
@@ -70,14 +74,16 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
     yield from _service(document)
     yield from _listeners(document)
     yield from _storages(document)
+    yield from _ldap_endpoints(document)
     yield from _names(document)
     yield from _rules(document)
-    for path, _, _, rule in rules_of(document):
-        for check in (_authentication, _agents, _pool):
+    for path, database, _, rule in rules_of(document):
+        for check in (_authentication, _outside_checks, _pool):
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
         yield from _certificate(path, rule, document)
         yield from _auth_query(path, rule, document)
+        yield from _ldap_credentials(path, database, rule, document)
         if isinstance(rule, GroupBody):
             yield from _group(path, rule, document)
 
@@ -180,6 +186,69 @@ def _storages(document: Document) -> Iterator[Finding]:
                 yield Finding(host, "several hosts are not built yet: give one")
 
 
+def _ldap_endpoints(document: Document) -> Iterator[Finding]:
+    for name, endpoint in document.ldap_endpoint.items():
+        path: KeyPath = ("ldap_endpoint", name)
+        direct = [word for word in LDAP_DIRECT if getattr(endpoint, word) is not None]
+        search = [word for word in LDAP_SEARCH if getattr(endpoint, word) is not None]
+        if endpoint.ldapbasedn is None:
+            for word in search:
+                yield Finding((*path, word), "needs ldapbasedn", ((*path, "ldapbasedn"),))
+            if not (endpoint.ldapprefix or endpoint.ldapsuffix):
+                text = "needs ldapprefix or ldapsuffix for a direct bind, or ldapbasedn for a search"
+                depends = tuple((*path, word) for word in (*LDAP_DIRECT, "ldapbasedn"))
+                yield Finding((*path, "ldapserver"), text, depends)
+        else:
+            for word in direct:
+                yield Finding((*path, word), "excludes ldapbasedn", ((*path, "ldapbasedn"),))
+        if endpoint.ldapbindpasswd is not None and endpoint.ldapbinddn is None:
+            yield Finding((*path, "ldapbindpasswd"), "needs ldapbinddn", ((*path, "ldapbinddn"),))
+        if endpoint.ldapbinddn is not None and endpoint.ldapbindpasswd is None:
+            yield Finding((*path, "ldapbinddn"), "needs ldapbindpasswd", ((*path, "ldapbindpasswd"),))
+        if endpoint.ldaptls and endpoint.ldapscheme is LdapScheme.LDAPS:
+            yield Finding((*path, "ldaptls"), 'excludes ldapscheme = "ldaps", which is TLS already')
+        if endpoint.tls_ca_file and not endpoint.ldaptls and endpoint.ldapscheme is LdapScheme.LDAP:
+            depends = ((*path, "ldaptls"), (*path, "ldapscheme"))
+            yield Finding((*path, "tls_ca_file"), 'needs ldaptls or ldapscheme = "ldaps"', depends)
+
+
+def _ldap_credentials(path: KeyPath, database: str, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    """Whom to be at the server by a group of the directory."""
+    credentials = rule.ldap_storage_credentials
+    at = (*path, "ldap_storage_credentials")
+    attribute = (*path, "ldap_storage_credentials_attr")
+    if rule.ldap_storage_credentials_attr is not None and not credentials:
+        yield Finding(attribute, "needs ldap_storage_credentials", (at,))
+    if not credentials:
+        return
+    if rule.ldap_storage_credentials_attr is None:
+        yield Finding(at, "needs ldap_storage_credentials_attr", (attribute,))
+    endpoint = document.ldap_endpoint.get(rule.ldap_endpoint_name or "")
+    if rule.ldap_endpoint_name is None:
+        yield Finding(at, "needs ldap_endpoint_name", ((*path, "ldap_endpoint_name"),))
+    elif endpoint is not None and endpoint.ldapbasedn is None:
+        text = "needs an endpoint with ldapbasedn: a direct bind reads no attribute"
+        yield Finding(at, text, (("ldap_endpoint", rule.ldap_endpoint_name),))
+    for word in ("storage_user", "storage_password", "min_pool_size"):
+        if getattr(rule, word):
+            yield Finding((*path, word), "excludes ldap_storage_credentials", (at,))
+    if database == DEFAULT and rule.storage_db is not None:
+        text = "needs a database by name where storage_db is set: the client would choose its group"
+        yield Finding(at, text, ((*path, "storage_db"),))
+    storage = document.storage.get(rule.storage)
+    if storage is not None and (storage.host is None or storage.host.startswith(("unix://", "/"))):
+        depends = ((*path, "storage"), ("storage", rule.storage))
+        yield Finding(at, "needs a storage with a TCP host, which is a part of the group's name", depends)
+    users: dict[str, str] = {}
+    for group, one in credentials.items():
+        if not group:
+            yield Finding(at, "a group needs a name")
+        other = users.setdefault(one.ldap_storage_username, group)
+        if one.ldap_storage_password != credentials[other].ldap_storage_password:
+            text = f"has the user name of {other} and another password"
+            yield Finding((*at, group), text)
+
+
 def _names(document: Document) -> Iterator[Finding]:
     paths: dict[KeyPath, None] = {("database", name): None for name in document.database}
     paths |= {path[:4]: None for path, *_ in rules_of(document)}
@@ -218,8 +287,6 @@ def _authentication(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
         secrets = [secret.get_secret_value() for secret in rule.password]
         for text in _unfit_secrets(method, secrets):
             yield Finding((*path, "password"), text, (at,))
-    if rule.auth_query and rule.auth_pam_service:
-        yield Finding((*path, "auth_query"), "excludes auth_pam_service")
 
 
 def _certificate(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
@@ -261,18 +328,19 @@ def _query_route(
     yield Finding((*path, f"{query}_db"), text, ((*path, f"{query}_user"), ("database",)))
 
 
-def _agents(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
-    given = [word for word in AGENTS if getattr(rule, word)]
+def _outside_checks(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
+    """Whoever decides about a password decides alone, and is asked at all."""
+    given = [word for word in OUTSIDE if getattr(rule, word)]
     at = (*path, "authentication")
-    for word in given:
+    for number, word in enumerate(given):
         if rule.authentication is not Authentication.CLEAR_TEXT:
             yield Finding((*path, word), f'needs authentication = "{Authentication.CLEAR_TEXT}"', (at,))
+        for other in given[:number]:
+            yield Finding((*path, word), f"excludes {other}", ((*path, other),))
         for other in ("password", "auth_query"):
             if getattr(rule, other):
                 text = f"excludes {other}; what gpooler gives the server is storage_password"
                 yield Finding((*path, word), text, ((*path, other),))
-    if len(given) > 1:
-        yield Finding((*path, given[1]), f"excludes {given[0]}", ((*path, given[0]),))
 
 
 def _unfit_secrets(method: Authentication, secrets: Sequence[str]) -> Iterator[str]:

@@ -38,10 +38,22 @@ EXAMPLE_HEADERS: Final[Mapping[str, str]] = {
     "storage.NAME": "[storage.local_postgres]",
     "storage.NAME.balancing": "[storage.local_postgres.balancing]",
     "shared_pool.NAME": "[shared_pool.small]",
+    "ldap_endpoint.NAME": "[ldap_endpoint.directory]",
+    f"{RULE}.ldap_storage_credentials.NAME": "[database.sales.user.default.ldap_storage_credentials.ro]",
     RULE: "[database.default.user.default]",
 }
 OLD_NAME: Final = "service.online_restart_drop_options"
-NOT_WITH_ACTIVE: Final = ("shared_pool",)  # what the active part excludes; the last rule shows it
+WITH_CLEAR_TEXT: Final = "Goes with clear_text and without password; see the last rules below."
+DIRECT_BIND: Final = "Excludes ldapbasedn; see the last endpoint below."
+# What the active part excludes: the last rules show it.
+NOT_WITH_ACTIVE: Final[Mapping[str, str]] = {
+    "shared_pool": "Excludes pool_size; see the last rules below.",
+    "auth_pam_service": WITH_CLEAR_TEXT,
+    "ldap_endpoint_name": WITH_CLEAR_TEXT,
+    "ldap_storage_credentials_attr": "See the last rules below.",
+    "ldapprefix": DIRECT_BIND,
+    "ldapsuffix": DIRECT_BIND,
+}
 
 EXAMPLE_HEAD: Final = """\
 # gpooler: every option, at its default where it is commented out.
@@ -77,6 +89,35 @@ EXAMPLE_TAIL: Final = """\
 #storage = "local_postgres"
 #pool = "session"
 #shared_pool = "small"
+
+# Passwords checked by LDAP; whom a user is at the server is said by the directory, too: by the word
+# 127.0.0.1_sales_ro or 127.0.0.1_sales_rw in the attribute memberOf of the user's entry.
+#[database.sales.user.default]
+#authentication = "clear_text"
+#ldap_endpoint_name = "directory"
+#ldap_storage_credentials_attr = "memberOf"
+#storage = "local_postgres"
+#pool = "transaction"
+
+#[database.sales.user.default.ldap_storage_credentials.rw]
+#ldap_storage_username = "sales_rw"
+#ldap_storage_password = "secret"
+
+# A direct bind under StartTLS.
+#[ldap_endpoint.other_directory]
+#ldapserver = "ldap.example.com"
+#ldaptls = true
+#ldapprefix = "uid="
+#ldapsuffix = ",ou=people,dc=example,dc=com"
+
+# Passwords checked by PAM, as the file /etc/pam.d/postgresql says.
+#[database.payroll.user.default]
+#authentication = "clear_text"
+#auth_pam_service = "postgresql"
+#storage = "local_postgres"
+#storage_user = "payroll"
+#storage_password = "secret"
+#pool = "transaction"
 """
 
 REFERENCE_HEAD: Final = """\
@@ -207,7 +248,7 @@ def _explanation(item: Option) -> str:
     elif row.status is Status.BUILT and item.default is None and not isinstance(item.kind, Network):
         text += " Default: unset."
     if item.name in NOT_WITH_ACTIVE:
-        text += " Excludes pool_size; see the last rules below."
+        text += f" {NOT_WITH_ACTIVE[item.name]}"
     return text
 
 

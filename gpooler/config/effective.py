@@ -36,6 +36,8 @@ def effective(config: Config) -> str:
         writer.table(("storage", name), storage)
     for name, shared_pool in config.shared_pool.items():
         writer.table(("shared_pool", name), shared_pool)
+    for name, ldap_endpoint in config.ldap_endpoint.items():
+        writer.table(("ldap_endpoint", name), ldap_endpoint)
     for rule in config.rules:
         whom = ("user", rule.user) if rule.group is None else ("group", rule.group)
         writer.table(("database", rule.database, *whom), rule, is_array=is_of_array(rule))
@@ -78,6 +80,10 @@ class _Writer:
             values[name] = {}
             if isinstance(inner, Section):
                 self._block(f"{header}.{name}", inner, values[name])
+            elif any(isinstance(item, Section) for item in inner.values()):
+                for key, item in inner.items():
+                    values[name][key] = {}
+                    self._block(f"{header}.{name}.{key_text((key,))}", item, values[name][key])
             else:
                 values[name].update(inner)
                 self.blocks.append(
@@ -103,7 +109,7 @@ def _entries(table: Section) -> Iterator[tuple[str, Any, str]]:
             yield name, _plain(value, is_mode=isinstance(kind_of(field), FileMode)), comment
 
 
-def _tables(table: Section) -> Iterator[tuple[str, Section | Mapping[str, str]]]:
+def _tables(table: Section) -> Iterator[tuple[str, Section | Mapping[str, Any]]]:
     for name in type(table).model_fields:
         value = getattr(table, name)
         if isinstance(value, Section) or (isinstance(value, Mapping) and value):

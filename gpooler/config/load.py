@@ -8,6 +8,7 @@ from typing import Any
 
 from gpooler.auth.hba import Hba
 from gpooler.config import certificates, checks
+from gpooler.config.exposure import files_with_secrets, mode_for_others
 from gpooler.config.field import about
 from gpooler.config.hba import read_hba
 from gpooler.config.model import (
@@ -61,6 +62,7 @@ def _load(source: Source, environ: Mapping[str, str]) -> Loaded:
         result.errors.extend(problems)
     if result.errors or result.document is None:
         raise ConfigError(_sorted(source, result.errors))
+    _warn_of_exposed_files(source, result, result.document)
     config = _config(source, result.document, hba)
     return Loaded(config, _sorted(source, result.warnings), tuple(_departures(config)))
 
@@ -80,6 +82,19 @@ def _cross_check(source: Source, result: Validated, document: Document) -> None:
     for finding in (*checks.warnings(document), *file_warnings):
         path = as_written(finding.path, result.single)
         result.warnings.append(source.problem(path, finding.text))
+
+
+def _warn_of_exposed_files(source: Source, result: Validated, document: Document) -> None:
+    """Each file once, at the first secret in it."""
+    seen: set[str] = set()
+    for found, file in files_with_secrets(document):
+        path = as_written(found, result.single)
+        origin = source.origin(path)
+        name = file or (origin.file if origin else source.file)
+        if name not in seen and (mode := mode_for_others(name)):
+            text = f"is a secret in {name}, which every user of this machine may read (mode {mode})"
+            result.warnings.append(source.problem(path, text))
+        seen.add(name)
 
 
 def _sorted(source: Source, problems: list[Problem]) -> tuple[Problem, ...]:
@@ -112,6 +127,7 @@ def _config(source: Source, document: Document, hba: Hba | None) -> Config:
         listen=tuple(_listeners(document, service.unix_socket_dir)),
         storage=_storages(document, service.unix_socket_dir),
         shared_pool=dict(document.shared_pool),
+        ldap_endpoint=dict(document.ldap_endpoint),
         rules=tuple(_rules(source, document)),
         hba=hba,
     )

@@ -1,6 +1,7 @@
 """The configuration as the rest of gpooler sees it: frozen, checked, with Odyssey's option names."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 
 from gpooler.auth.hba import Hba
@@ -23,6 +24,7 @@ from gpooler.config.values import (
     Ignored,
     LogFormat,
     Ms,
+    Networks,
     Number,
     OneOf,
     OptionalPositive,
@@ -59,6 +61,7 @@ __all__ = [
     "ConnectionType",
     "DropOptions",
     "Endpoint",
+    "LdapEndpoint",
     "Limits",
     "Listen",
     "Logging",
@@ -101,7 +104,12 @@ class Service(Section):
     priority: Annotated[int, Number(least=-20, most=19)] = not_built(
         0, "Nice value of all processes.", "start gpooler with nice"
     )
-    user: OptionalStr = not_built(None, "Run as this user.", "start gpooler as that user")
+    user: OptionalStr = option(
+        None,
+        "Started as root: become this user once the listeners are bound. Its groups count, too.",
+        reload=Reload.RESTART,
+        example="postgres",
+    )
     pid_file: OptionalStr = option(
         None, "Where the process id is written.", reload=Reload.RESTART, example="/run/gpooler.pid"
     )
@@ -241,6 +249,32 @@ class Limits(Section):
     )
     cancel_max_inflight: Annotated[int, Number(least=-1)] = option(
         -1, "Cancels toward servers at once; -1 is two a worker. Workers have equal parts, at least 1."
+    )
+    auth_threads: Annotated[int, Number(least=1, most=1024)] = option(
+        8, "Threads of each worker for each PAM service and LDAP endpoint: logins it checks at once."
+    )
+    auth_queue_limit: Count = option(
+        128, "Logins of a worker that may wait for such a thread; what comes beyond is refused at once."
+    )
+    auth_timeout_ms: Annotated[int, Number("ms", least=1)] = option(
+        5000, "Limit of asking a PAM service or an LDAP endpoint, the wait for a thread included."
+    )
+    auth_failure_delay_ms: Ms = option(
+        0, "How long the answer to a failed login is kept back, at most until client_login_timeout; 0 is off."
+    )
+    auth_failure_max: Count = option(
+        0,
+        "After so many failed logins as one user from one address, over all workers and with no success "
+        "between them, every login as that user from there fails for auth_failure_ban_ms; 0 is off. Behind a "
+        "proxy all clients have one address. A whole /64 counts as one address of IPv6.",
+        reload=Reload.RESTART,
+    )
+    auth_failure_ban_ms: Annotated[int, Number("ms", least=1)] = option(
+        60_000, "How long, and after how long without a failure the count begins anew.", reload=Reload.RESTART
+    )
+    auth_failure_trusted: Annotated[tuple[IPv4Network | IPv6Network, ...], Networks()] = option(
+        (),
+        "Networks whose failed logins are neither delayed nor counted; nor are those at Unix sockets.",
     )
 
     def routing_limit(self, workers: int) -> int:
@@ -482,20 +516,57 @@ class SharedPool(Section):
 
 
 class LdapEndpoint(Section):
-    """``[ldap_endpoint.NAME]``."""
+    """``[ldap_endpoint.NAME]``: a directory, and how a user is found there."""
 
-    ldapserver: Str = required("Host.", placeholder="?")
-    ldapport: Annotated[int | None, Number(least=1, most=65_535)] = not_built(None, "Port.")
-    ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = not_built(LdapScheme.LDAP, "Plain or over TLS.")
-    ldapprefix: Annotated[str | None, FreeText()] = not_built(
-        None, "Before the user name, for a direct bind."
+    ldapserver: Str = required(
+        "Host, or several separated by spaces, which are tried in turn.",
+        placeholder="?",
+        reload=Reload.RULE,
+        example="ldap.example.com",
     )
-    ldapsuffix: Annotated[str | None, FreeText()] = not_built(None, "After it.")
-    ldapbasedn: OptionalStr = not_built(None, "Where to search.")
-    ldapbinddn: OptionalStr = not_built(None, "Who searches.")
-    ldapbindpasswd: OptionalSecret = not_built(None, "With what password.")
-    ldapsearchattribute: OptionalStr = not_built(None, "What is compared with the user name; uid.")
-    ldapsearchfilter: OptionalStr = not_built(None, "What must hold besides.")
+    ldapport: Annotated[int | None, Number(least=1, most=65_535)] = option(
+        None, "Port; unset: 389, or 636 with ldaps.", reload=Reload.RULE, example=389
+    )
+    ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = option(
+        LdapScheme.LDAP, "ldaps is TLS from the first byte.", reload=Reload.RULE
+    )
+    ldaptls: Bool = option(
+        False, "With ldap: encrypt by StartTLS before anything else is said.", reload=Reload.RULE
+    )
+    tls_ca_file: OptionalStr = option(
+        None,
+        "Under ldaps and ldaptls: authorities of the directory's certificate, which is always verified; "
+        "unset: as ldap.conf says.",
+        reload=Reload.RULE,
+    )
+    ldapprefix: Annotated[str | None, FreeText()] = option(
+        None,
+        "Direct bind: what stands before the user name, such as uid= or a domain with a backslash.",
+        reload=Reload.RULE,
+        example="uid=",
+    )
+    ldapsuffix: Annotated[str | None, FreeText()] = option(
+        None, "And behind it.", reload=Reload.RULE, example=",ou=people,dc=example,dc=com"
+    )
+    ldapbasedn: OptionalStr = option(
+        None,
+        "Search and bind: below this entry, at any depth, the user's entry is sought.",
+        reload=Reload.RULE,
+        example="dc=example,dc=com",
+    )
+    ldapbinddn: OptionalStr = option(
+        None, "Who searches; unset: anonymous.", reload=Reload.RULE, example="cn=gpooler,dc=example,dc=com"
+    )
+    ldapbindpasswd: OptionalSecret = option(None, "With what password.", reload=Reload.RULE, example="secret")
+    ldapsearchattribute: OptionalStr = option(
+        None, "The attribute that is the user name; unset: uid.", reload=Reload.RULE, example="uid"
+    )
+    ldapsearchfilter: OptionalStr = option(
+        None,
+        "A filter that must hold besides.",
+        reload=Reload.RULE,
+        example="(objectClass=inetOrgPerson)",
+    )
     ldapscope: OptionalStr = ignored(None, "Depth of the search.", "it is always the whole tree")
 
 
@@ -524,7 +595,7 @@ class Document(Section):
     listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.", reload=Reload.RESTART)
     storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.RULE)
     shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.", reload=Reload.RULE)
-    ldap_endpoint: Mapping[str, LdapEndpoint] = not_built({}, "LDAP servers by name.", "remove the section")
+    ldap_endpoint: Mapping[str, LdapEndpoint] = option({}, "LDAP servers by name.", reload=Reload.RULE)
     database: Mapping[str, DatabaseRules] = option({}, "The rules.", reload=Reload.RULE)
 
 
@@ -587,5 +658,6 @@ class Config(Section):
     listen: tuple[Listen, ...]
     storage: Mapping[str, Storage]
     shared_pool: Mapping[str, SharedPool]
+    ldap_endpoint: Mapping[str, LdapEndpoint]
     rules: tuple[Rule, ...]  # in the order of the file
     hba: Hba | None = None

@@ -45,7 +45,6 @@ from gpooler.config.words import (
 KEEPALIVE_MOST = 32_767  # the kernel refuses a longer TCP_KEEPIDLE or TCP_KEEPINTVL
 PROBES_MOST = 127  # and more TCP_KEEPCNT
 USR_TIMEOUT_LEAST = -(2**31 - 1)  # any negative number means: compute it
-LDAP_ADVICE = 'give the secret with "password"'
 
 FORBIDDEN_OPTIONS = {
     "user": 'use "storage_user"',
@@ -70,8 +69,12 @@ class Section(BaseModel):
 class LdapCredentials(Section):
     """``ldap_storage_credentials.NAME``: whom to log in as at the server."""
 
-    ldap_storage_username: OptionalStr = not_built(None, "User name at the server.")
-    ldap_storage_password: OptionalSecret = not_built(None, "Its password.")
+    ldap_storage_username: Str = required(
+        "User name at the server.", placeholder="?", reload=Reload.RULE, example="sales_ro"
+    )
+    ldap_storage_password: OptionalSecret = option(
+        None, "Its password.", reload=Reload.RULE, example="secret"
+    )
 
 
 class RuleBody(Section):
@@ -130,7 +133,13 @@ class RuleBody(Section):
     auth_query_user: OptionalStr = option(
         None, "User of that rule, and there unless it has storage_user.", reload=Reload.RULE, example="auth"
     )
-    auth_pam_service: OptionalStr = not_built(None, "Check a clear-text password by PAM.")
+    auth_pam_service: OptionalStr = option(
+        None,
+        "The PAM service that checks a clear-text password, and the account; PAM_RHOST is the client's "
+        "address. Needs the package pamela.",
+        reload=Reload.RULE,
+        example="postgresql",
+    )
     auth_module: Annotated[str | None, EntryPoint()] = option(
         None,
         "A Python function, package.module:function, decides about a clear-text password: called with user, "
@@ -145,10 +154,25 @@ class RuleBody(Section):
     mdb_iamproxy_socket_path: SocketPath = option(
         "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent.", reload=Reload.RULE
     )
-    ldap_endpoint_name: OptionalStr = not_built(None, "Check a clear-text password by LDAP.", LDAP_ADVICE)
-    ldap_storage_credentials_attr: OptionalStr = not_built(None, "LDAP attribute that lists storage groups.")
-    ldap_storage_credentials: Mapping[str, LdapCredentials] = not_built(
-        {}, "Credentials at the server by storage group."
+    ldap_endpoint_name: OptionalStr = option(
+        None,
+        "The LDAP endpoint that checks a clear-text password. Needs the package python-ldap.",
+        reload=Reload.RULE,
+        example="directory",
+    )
+    ldap_storage_credentials_attr: OptionalStr = option(
+        None,
+        "The attribute of the user's LDAP entry that names the storage groups it is in, as "
+        "HOST_DATABASE_GROUP: the storage's host, the client's database, the name of "
+        "ldap_storage_credentials.",
+        reload=Reload.RULE,
+        example="memberOf",
+    )
+    ldap_storage_credentials: Mapping[str, LdapCredentials] = option(
+        {},
+        "Whom to be at the server by storage group. The first the user is in counts; who is in none is "
+        "refused.",
+        reload=Reload.RULE,
     )
     ldap_pool_size: Ignored = ignored(None, "Size of a pool of LDAP connections.", "deprecated in Odyssey")
     ldap_pool_timeout: Ignored = ignored(None, "Its timeout.", "deprecated in Odyssey")

@@ -457,6 +457,24 @@ class Network(Kind):
 
 
 @dataclass(frozen=True)
+class Networks(Kind):
+    """A list of IP networks, kept as a tuple; one stands for a list of one."""
+
+    def parse(self, value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
+        items = value if isinstance(value, list | tuple) else [value]
+        networks = tuple(Network().parse(item) for item in items)
+        if None in networks:
+            raise ValueError(f"must be {self.describe()}")
+        return tuple(network for network in networks if network is not None)
+
+    def describe(self) -> str:
+        return 'a list of addresses or networks such as "10.0.0.0/8"'
+
+    def short(self) -> str:
+        return "networks"
+
+
+@dataclass(frozen=True)
 class LogFormat(Kind):
     """A template with the flags of Odyssey's ``log_format``, or the word ``json``."""
 

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -54,8 +55,9 @@ class Listener:
             return
         self.socket.close()
         if self.is_unix:
-            _unlink(self.host)
-            _unlink(self.host + ".lock")
+            with suppress(PermissionError):  # made as root: the next start finds it stale
+                _unlink(self.host)
+                _unlink(self.host + ".lock")
             os.close(self.lock_fd)
 
 

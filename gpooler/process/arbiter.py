@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+from gpooler.auth.failures import FailureTable
 from gpooler.broker.codec import ChannelProtocolError
 from gpooler.log import LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
@@ -87,6 +88,7 @@ class Arbiter:
         entries: EntryPoints,
         pid_file: PidFile | None = None,
         is_debug: bool = False,
+        failures: FailureTable | None = None,
     ) -> None:
         self._config = config
         self._workers = workers
@@ -98,6 +100,7 @@ class Arbiter:
         self._pid_file = pid_file
         self._is_debug = is_debug
         self._mock_key = os.urandom(MOCK_KEY_BYTES)
+        self._failures = failures
         self._phase = Phase.BOOTING
         self._status = EXIT_OK
         self._incarnation = 0
@@ -209,6 +212,7 @@ class Arbiter:
                 log=self._log_settings,
                 is_debug=self._is_debug,
                 mock_key=self._mock_key,
+                failures=self._failures,
             )
         )
 

@@ -28,6 +28,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gpooler.auth.failures import FailureTable
 from gpooler.log import LogSettings
 from gpooler.net.listen import Listener
 from gpooler.stats.shared import SharedCounters
@@ -55,6 +56,7 @@ class WorkerContext:
     log: LogSettings
     is_debug: bool  # GPOOLER_DEBUG is set: fault points may be used
     mock_key: bytes = field(repr=False)  # random, the same in all workers: salts of unknown users
+    failures: FailureTable | None = None  # failed logins, shared; None: nobody is ever banned
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import Final
 import setproctitle
 
 from gpooler import __version__
+from gpooler.auth.failures import FailureTable
+from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
@@ -20,6 +22,7 @@ from gpooler.net.tcp import tcp_settings
 from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT
 from gpooler.process.pidfile import PidFile
+from gpooler.process.privileges import drop
 
 EXIT_CONFIG: Final = 1  # as `gpooler check`
 OWN_DESCRIPTORS: Final = 64  # listeners, channels, logs
@@ -75,17 +78,21 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
     listeners: list[Listener] = []
     pid_file: PidFile | None = None
     try:
+        load_libraries(config)
         listeners = _bind(config)
         pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        _drop_privileges(config, listeners)
+        workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
         status = Arbiter(
             config,
-            workers=config.performance.worker_count(len(os.sched_getaffinity(0))),
+            workers=workers,
             listeners=listeners,
             log=log,
             log_settings=settings,
             entries=entries,
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
+            failures=FailureTable(workers) if config.limits.auth_failure_max else None,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
@@ -99,6 +106,14 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
             pid_file.release()
     logger.info(f"gpooler ends with status {status}", context="master")
     return status
+
+
+def _drop_privileges(config: Config, listeners: list[Listener]) -> None:
+    """What was made for us as root becomes the user's. Raises ConfigurationError."""
+    if config.service.user is not None:
+        files = [path for path in (config.service.pid_file, config.logging.log_file) if path is not None]
+        files += [listener.host for listener in listeners if listener.is_unix]
+        drop(config.service.user, files)
 
 
 def _bind(config: Config) -> list[Listener]:

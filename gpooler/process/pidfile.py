@@ -35,6 +35,9 @@ class PidFile:
             raise ConfigurationError(f'could not write pid_file "{path}": {error.strerror}') from error
 
     def release(self) -> None:
-        """Remove the file, then the lock."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the file, then the lock; who may not remove it empties it."""
+        try:
+            Path(self.path).unlink(missing_ok=True)
+        except PermissionError:  # made as root, who we are no more
+            os.ftruncate(self.fd, 0)
         os.close(self.fd)

@@ -11,6 +11,7 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 
 from gpooler import faults
+from gpooler.auth.failures import Failures
 from gpooler.auth.groups import Groups
 from gpooler.auth.query import Queries
 from gpooler.broker import messages as broker_messages
@@ -128,6 +129,7 @@ class Worker:
             self._groups,
             self._clients.names,
             self._clients.on_adopted,
+            Failures(config.limits, context.failures, context.worker, context.mock_key),
         )
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker

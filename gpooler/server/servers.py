@@ -107,6 +107,13 @@ class Servers:
         self._count_servers = count_servers
         self._connectors = connectors
         self._secrets = {rule.name: self._secret(rule) for rule in config.rules}
+        self._group_secrets = {
+            (rule.name, group.ldap_storage_username): None
+            if group.ldap_storage_password is None
+            else Secret(group.ldap_storage_password.get_secret_value())
+            for rule in config.rules
+            for group in rule.ldap_storage_credentials.values()
+        }
         self.broker: Broker | None = None
         self.routes: dict[int, Route] = {}
         self.leases: dict[int, Lease] = {}  # by relay handle
@@ -116,6 +123,13 @@ class Servers:
         self._opening_leases: dict[int, Lease] = {}
         self._outages = Outages(config.limits.backend_connect_timeout_ms * 1000)
         self._is_ending = False
+
+    def _secret_of(self, route: Route) -> Secret | None:
+        """What to prove with who we are at the server."""
+        name = route.rule.name
+        if route.rule.ldap_storage_credentials:
+            return self._group_secrets[name, route.user]
+        return self._secrets[name] or route.secret
 
     @staticmethod
     def _secret(rule: Rule) -> Secret | None:
@@ -199,7 +213,7 @@ class Servers:
         try:
             opened = open_server(
                 route,
-                self._secrets[route.rule.name] or route.secret,
+                self._secret_of(route),
                 self._resolver,
                 self._limits.backend_connect_timeout_ms,
                 on_connected,

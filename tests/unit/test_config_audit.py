@@ -13,6 +13,7 @@ from gpooler.config.toml_text import entry
 from gpooler.config.values import (
     FreeText,
     Kind,
+    Networks,
     Number,
     OneOf,
     Parameters,
@@ -35,7 +36,11 @@ HOMES: Final = {
     "database.NAME.user.NAME": RULE,
     "storage.NAME": "storage.order_storage",
     "storage.NAME.balancing": "storage.order_storage.balancing",
+    "ldap_endpoint.NAME": "ldap_endpoint.x",
+    "database.NAME.user.NAME.ldap_storage_credentials.NAME": f"{RULE}.ldap_storage_credentials.x",
 }
+# What a section cannot be without.
+COMPANIONS: Final = {"ldap_endpoint.NAME": "ldapserver = 'h'\nldapbasedn = 'x'\n"}
 # Read by nobody: it is so in any case, which a warning says.
 NOT_READ: Final = {"pool_pin_on_listen"}
 
@@ -52,6 +57,8 @@ def other_value(option: Option) -> Any:
             return next(str(word) for word in kind.words if word != option.default)
         case Parameters():
             return {"jit": "off"}
+        case Networks():
+            return ["10.0.0.0/8"]
         case Quantiles():
             return [0.5]
         case TextList():
@@ -76,14 +83,14 @@ def with_option(option: Option, value: Any) -> str:
         if line == f"[{header}]":
             text = re.sub(rf"(?m)^{option.name} = .*\n", "", DEMO)
             return text.replace(f"[{header}]\n", f"[{header}]\n{lines}")
-    return f"{DEMO}\n[{header}]\n{lines}"
+    return f"{DEMO}\n[{header}]\n{COMPANIONS.get(option.section, '')}{lines}"
 
 
 def of(status: Status) -> list[Option]:
     """Options of that status; sections that are refused as a whole are tested as such."""
     found = []
     for option in TABLE:
-        is_inside_refused = re.search(r"soft_oom|ldap_endpoint|watchdog|group|ldap_storage", option.section)
+        is_inside_refused = re.search(r"soft_oom|watchdog|group", option.section)
         if option.about.status is status and not is_inside_refused:
             found.append(option)
     return found
@@ -116,9 +123,7 @@ def test_what_does_nothing_is_warned_about_by_name_with_the_reason(option: Optio
     "section",
     [
         "soft_oom",
-        "ldap_endpoint.x",
         "storage.order_storage.watchdog",
-        f"{RULE}.ldap_storage_credentials.x",
     ],
 )
 def test_a_section_that_is_not_built_is_refused(section: str) -> None:

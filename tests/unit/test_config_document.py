@@ -78,7 +78,7 @@ def test_the_example_loads_without_a_warning() -> None:
 def test_the_example_loads_with_every_option_taken_in() -> None:
     loaded = load_text(uncommented(example()))
     assert all("is ignored" in warning.text for warning in loaded.warnings)
-    assert [rule.group for rule in loaded.config.rules] == [None, "NAME", None, None]
+    assert [rule.group for rule in loaded.config.rules] == [None, "NAME", None, None, None, None]
     assert len(loaded.config.listen) == 2
 
 

@@ -2,12 +2,14 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load, load_text
 from gpooler.config.model import Authentication, ConnectionType, Pool
 from gpooler.config.problems import Problem
@@ -47,8 +49,11 @@ def with_lines(header: str, lines: str) -> str:
     return f"{header}\n{lines}\n{DEMO_TEXT}"
 
 
-def test_the_demo_everybody_copies_loads() -> None:
-    loaded = load(DEMO)
+def test_the_demo_everybody_copies_loads(tmp_path: Path) -> None:
+    copy = tmp_path / "demo.toml"
+    copy.write_text(DEMO_TEXT)
+    copy.chmod(0o600)
+    loaded = load(copy)
     config = loaded.config
     assert loaded.warnings == ()
     assert config.logging.log_format == "%p %t %e %l [%i %s] (%c) %m\n"
@@ -123,6 +128,33 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
     assert only_problem("[pervormance]\n" + DEMO_TEXT).suggestion == "performance"
 
 
+LDAP = "ldapserver = 'h'\nldapbasedn = 'x'"
+GROUPS = "ldap_storage_credentials = { a = { ldap_storage_username = 'u' }}"
+WITH_GROUPS = f"ldap_endpoint_name = 'x'\nldap_storage_credentials_attr = 'y'\n{GROUPS}"
+
+
+def with_ldap(endpoint: str, rule: str = "password = 'x'") -> str:
+    """The demo with an endpoint x and one more rule."""
+    return (
+        f"{DEMO_TEXT}\n[ldap_endpoint.x]\n{endpoint}\n\n[database.b.user.default]\n"
+        f"authentication = 'clear_text'\nstorage = 'order_storage'\npool = 'session'\n{rule}\n"
+    )
+
+
+def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
+    groups = WITH_GROUPS.replace("'u'", "'u', ldap_storage_password = 'group-secret'")
+    text = with_ldap(f"{LDAP}\nldapbinddn = 'cn=x'\nldapbindpasswd = 'bind-secret'", groups)
+    config = load_text(text).config
+    assert config.ldap_endpoint["x"].ldapbasedn == "x"
+    shown = effective(config)
+    assert "group-secret" not in shown + repr(config)
+    assert "bind-secret" not in shown + repr(config)
+    read = tomllib.loads(shown)
+    group = read["database"]["b"]["user"]["default"]["ldap_storage_credentials"]["a"]
+    assert group["ldap_storage_username"] == "u"
+    assert load_text(shown).config.ldap_endpoint["x"].ldapbinddn == "cn=x"
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -139,6 +171,14 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (changed('"clear_text"', '"md5"').replace('password = "client-secret"\n', "", 1), 'needs "password"'),
         (changed('password = "client-secret"\n', ""), 'needs "password"'),
         (changed('"clear_text"', '"cert"'), '"cert" needs a [[listen]] with "tls" and "tls_ca_file"'),
+        (
+            with_rule_lines('auth_pam_service = "x"'),
+            "auth_pam_service: excludes password; what gpooler gives",
+        ),
+        (
+            changed('"clear_text"', '"md5"').replace('password = "client', 'auth_pam_service = "client', 1),
+            'auth_pam_service: needs authentication = "clear_text"',
+        ),
         (
             with_rule_lines('shared_pool = "small"\n[shared_pool.small]\npool_size = 3'),
             "excludes shared_pool",
@@ -160,7 +200,53 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_where() -> None:
         (with_lines("[service]", "enable_online_restart = true"), "not built yet"),
         (with_lines("[soft_oom]", 'limit = "1GB"'), "soft_oom: is not built yet; remove the section"),
         (with_rule_lines("[storage.order_storage.watchdog]"), "watchdog: is not built yet"),
-        (with_rule_lines('[ldap_endpoint.x]\nldapserver = "h"'), "ldap_endpoint: is not built yet"),
+        (with_ldap("ldapserver = 'h'"), "needs ldapprefix or ldapsuffix for a direct bind, or ldapbasedn"),
+        (with_ldap("ldapprefix = 'x'"), "ldapserver: is required and missing"),
+        (
+            with_ldap("ldapserver = 'h'\nldapprefix = 'x'\nldapbasedn = 'y'"),
+            "ldapprefix: excludes ldapbasedn",
+        ),
+        (with_ldap("ldapserver = 'h'\nldapprefix = 'x'\nldapsearchfilter = 'y'"), "needs ldapbasedn"),
+        (with_ldap("ldapserver = 'h'\nldapbasedn = 'x'\nldapbinddn = 'y'"), "needs ldapbindpasswd"),
+        (with_ldap("ldapserver = 'h'\nldapbasedn = 'x'\nldapbindpasswd = 'y'"), "needs ldapbinddn"),
+        (
+            with_ldap("ldapserver = 'h'\nldapbasedn = 'x'\nldapscheme = 'ldaps'\nldaptls = true"),
+            "excludes ldapsc",
+        ),
+        (with_ldap("ldapserver = 'h'\nldapbasedn = 'x'\ntls_ca_file = 'y'"), "tls_ca_file: needs ldaptls"),
+        (with_ldap(LDAP, "ldap_endpoint_name = 'y'"), "there is no [ldap_endpoint.y]"),
+        (with_ldap(LDAP, "ldap_endpoint_name = 'x'\nauth_pam_service = 'y'"), "excludes auth_pam_service"),
+        (
+            with_ldap(LDAP, "ldap_endpoint_name = 'x'\npassword = 'y'"),
+            "ldap_endpoint_name: excludes password",
+        ),
+        (with_ldap(LDAP, "ldap_storage_credentials_attr = 'x'"), "needs ldap_storage_credentials"),
+        (with_ldap(LDAP, GROUPS), "needs ldap_storage_credentials_attr"),
+        (with_ldap(LDAP, f"ldap_storage_credentials_attr = 'x'\n{GROUPS}"), "needs ldap_endpoint_name"),
+        (with_ldap("ldapserver = 'h'\nldapprefix = 'x'", WITH_GROUPS), "needs an endpoint with ldapbasedn"),
+        (with_ldap(LDAP, f"storage_user = 'x'\n{WITH_GROUPS}"), "storage_user: excludes ldap_storage_cred"),
+        (
+            with_ldap(LDAP, f"storage_password = 'x'\n{WITH_GROUPS}"),
+            "storage_password: excludes ldap_storage",
+        ),
+        (with_ldap(LDAP, f"min_pool_size = 1\n{WITH_GROUPS}"), "min_pool_size: excludes ldap_storage_cred"),
+        (
+            with_ldap(LDAP, f"storage_db = 'x'\n{WITH_GROUPS}").replace("[database.b.", "[database.default."),
+            "the client would choose its group",
+        ),
+        (
+            with_ldap(LDAP, WITH_GROUPS).replace('host = "db.example.com"', 'host = "unix:///tmp"'),
+            "needs a storage with a TCP host",
+        ),
+        (
+            with_ldap(
+                LDAP,
+                WITH_GROUPS.replace(
+                    "}}", "}, b = { ldap_storage_username = 'u', ldap_storage_password = 'p' }}"
+                ),
+            ),
+            "has the user name of a and another password",
+        ),
         (with_rule_lines('address = "db.example.com"'), "host names are not built yet"),
         (with_rule_lines('[[listen]]\nhost = "*"\nport = 6401'), "has the host and port of listen[0]"),
         (with_rule_lines("quantiles = [1.5]"), "from 0 to 1"),

@@ -3,7 +3,7 @@
 import pytest
 
 from gpooler.auth import exchange, md5
-from gpooler.auth.exchange import Done, Exchange, begin
+from gpooler.auth.exchange import Done, Exchange, Later, begin
 from gpooler.auth.scram import DEFAULT_ITERATIONS, ScramClient, Verifier, derive_keys, derived_salt
 from gpooler.auth.secrets import Secret
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
@@ -36,7 +36,7 @@ def answer_md5(side: Exchange, password: bytes, user: bytes = b"app") -> bytes |
     return side.answer(body_of(messages.password_message(response)))
 
 
-def answer_clear(side: Exchange, password: bytes) -> bytes | Done:
+def answer_clear(side: Exchange, password: bytes) -> bytes | Done | Later:
     assert authentication(side.challenge())[0] == codes.AUTHENTICATION_CLEARTEXT_PASSWORD
     return side.answer(body_of(messages.password_message(password)))
 
@@ -229,3 +229,20 @@ def test_the_keys_of_a_login_are_those_of_the_password_it_came_with() -> None:
     done, _ = answer_scram(begin("scram-sha-256", "app", SEVERAL["verifiers"], MOCK_KEY), b"brush")
     assert isinstance(done, Done)
     assert done.keys == derive_keys(b"brush", SALT, DEFAULT_ITERATIONS)
+
+
+def test_somebody_else_decides_about_a_clear_text_password_in_place_of_the_secret() -> None:
+    asked: list[bytes] = []
+
+    def check(password: bytes) -> Done:
+        asked.append(password)
+        return Done(OK, password=password)
+
+    side = begin(exchange.CLEAR_TEXT, "app", PLAIN, MOCK_KEY, check=check)
+    later = answer_clear(side, b"not the secret")
+    assert isinstance(later, Later)
+    assert asked == []
+    assert later.work() == Done(OK, password=b"not the secret")
+    with pytest.raises(AuthenticationFailed):
+        begin(exchange.CLEAR_TEXT, "app", None, MOCK_KEY, check=check).answer(b"\0")
+    assert asked == [b"not the secret"]
