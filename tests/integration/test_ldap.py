@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -373,3 +374,24 @@ def test_a_user_moved_to_another_group_is_somebody_else_with_the_next_login(
     finally:
         admin.modify_s(name, [(ldap.MOD_REPLACE, "description", [b"cn=127.0.0.1_app_ro,ou=groups"])])
         admin.unbind_s()
+
+
+def test_a_host_based_rule_may_ask_for_the_directory_where_the_rule_has_one(
+    postgres: Postgres, gpooler_factory: Factory, slapd: Slapd, tmp_path: Path
+) -> None:
+    (tmp_path / "hba.conf").write_text("host app,other all all ldap\n")
+    other = {name: value for name, value in ldap_rule().items() if name != "ldap_endpoint_name"}
+    other["authentication"] = "none"
+    gpooler = gpooler_factory(
+        postgres,
+        **with_endpoint(
+            direct(slapd),
+            routing={"hba_file": str(tmp_path / "hba.conf")},
+            database={"other": {"user": {"default": other}}},
+        ),
+    )
+    with gpooler.connect("alice", password=ALICE, require_auth="password") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    refusal(gpooler, "alice", "wrong")
+    refusal(gpooler, "alice", ALICE, "other")
+    eventually(lambda: "hba.conf:1 says ldap, and the rule has no ldap_endpoint_name" in gpooler.log())

@@ -201,3 +201,17 @@ def test_the_delay_of_a_failure_holds_no_thread(
         assert gpooler.process_count(ProcessWord.LOGIN_ERRORS) == 0  # it still waits for its answer
         (error,) = client.read_to_end()
         assert error.fields()["C"] == "28P01"
+
+
+def test_a_host_based_rule_may_ask_for_pam(
+    postgres: Postgres, gpooler_factory: Factory, service: Make, directory: Path
+) -> None:
+    (directory / "hba.conf").write_text("host app all all pam\n")
+    gpooler = gpooler_factory(
+        postgres,
+        rule=pam_rule(service(*exec_lines(directory))),
+        config={"routing": {"hba_file": str(directory / "hba.conf")}},
+    )
+    with gpooler.connect("alice", password="open sesame", require_auth="password") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    refusal(gpooler, "alice", "wrong")

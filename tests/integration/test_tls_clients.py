@@ -353,6 +353,84 @@ def test_scram_plus_of_libpq(
         psycopg.connect(dsn(gpooler, files, "verify-full", channel_binding=binding, password="wrong"))
 
 
+SHADOW = "SELECT usename, passwd FROM pg_shadow WHERE usename = $1"
+
+
+@pytest.mark.parametrize("source", ["several passwords", "verifier", "auth_query"])
+def test_scram_plus_whatever_the_secret_comes_from(
+    make: Callable[..., Gpooler], files: Certificates, postgres: Postgres, source: str
+) -> None:
+    """Where gpooler has a verifier alone, the keys of the client's exchange open its server."""
+    ((verifier,),) = postgres.query("SELECT passwd FROM pg_shadow WHERE usename = 'scram_user'")
+    rule: dict[str, object] = {"authentication": "scram-sha-256", "storage_user": "scram_user"}
+    config: dict[str, object] = {}
+    if source == "several passwords":
+        rule |= {"password": ["another", PASSWORD], "storage_password": PASSWORD}
+    elif source == "verifier":
+        rule |= {"password": verifier}
+    else:
+        rule |= {"auth_query": SHADOW, "auth_query_db": "postgres", "auth_query_user": "asker"}
+        asker = {
+            "authentication": "block",
+            "storage": "postgres",
+            "storage_user": "postgres",
+            "pool": "session",
+            "pool_routing": "internal",
+        }
+        config["database"] = {"postgres": {"user": {"asker": asker}}}
+    gpooler = make(files.options("server", "prefer"), rule=rule, config=config)
+
+    def connect(binding: str, password: str) -> None:
+        options = {"user": "scram_user", "password": password, "channel_binding": binding}
+        with psycopg.connect(dsn(gpooler, files, "verify-full", **options)) as connection:
+            assert connection.execute("SELECT current_user").fetchone() == ("scram_user",)
+
+    for binding in ("require", "disable"):
+        connect(binding, PASSWORD)
+        if source == "several passwords":
+            connect(binding, "another")
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            connect(binding, "wrong")
+
+
+def test_host_based_rules_see_tls_and_certificates(
+    make: Callable[..., Gpooler], files: Certificates, tmp_path: Path
+) -> None:
+    (tmp_path / "hba.conf").write_text("""
+        hostssl   app cert_user  all  cert
+        hostnossl app plain_user all  allow
+        hostssl   app tls_user   all  scram-sha-256
+        hostssl   app bare_user  all  password
+    """)
+    gpooler = make(
+        files.options("server", "prefer", tls_ca_file=files.pem("ca")),
+        rule={"authentication": "md5", "password": PASSWORD},
+        config={"routing": {"hba_file": str(tmp_path / "hba.conf")}},
+    )
+    # user, its certificate, over TLS, lets in
+    for user, name, has_tls, is_let_in in (
+        ("cert_user", "cert_user", True, True),
+        ("cert_user", "other_user", True, False),
+        ("cert_user", None, True, False),
+        ("cert_user", None, False, False),
+        ("plain_user", None, False, True),
+        ("plain_user", None, True, False),
+        ("tls_user", None, True, True),
+        ("tls_user", None, False, False),
+        ("bare_user", None, True, True),
+        ("bare_user", None, False, False),
+    ):
+        own = {} if name is None else {"sslcert": files.pem(name), "sslkey": files.key(name)}
+        options = {**own, "user": user, "sslmode": "verify-full" if has_tls else "disable"}
+        for _ in range(2):  # the second may take the short way
+            if is_let_in:
+                with psycopg.connect(dsn(gpooler, files, "", **options)) as connection:
+                    assert connection.execute("SELECT 1").fetchone() == (1,)
+            else:
+                with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                    psycopg.connect(dsn(gpooler, files, "", **options))
+
+
 def sasl(client: RawClient, mechanism: bytes, first: bytes) -> dict[str, str]:
     """Begin an exchange; the fields of the error it ends in."""
     client.send(startup("trust_user", "app"))

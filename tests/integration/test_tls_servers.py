@@ -92,6 +92,40 @@ def test_modes_are_those_of_libpq(
             assert is_encrypted(gpooler) == encrypted, user
 
 
+def test_a_query_of_gpooler_s_own_goes_over_tls(tls_postgres: Postgres, gpooler_factory: Factory) -> None:
+    """The server takes its user over TLS only; the secret it gives then opens a server over TLS."""
+    tls_postgres.query(f"""
+        CREATE TABLE secrets AS SELECT 'anna' AS name, '{PASSWORD}' AS secret;
+        CREATE VIEW encrypted AS SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid();
+        GRANT SELECT ON secrets, encrypted TO tls_user
+    """)
+    asker = {
+        "authentication": "block",
+        "storage": "postgres",
+        "storage_user": "tls_user",
+        "storage_password": PASSWORD,
+        "pool": "session",
+        "pool_routing": "internal",
+    }
+    rule = {
+        "authentication": "scram-sha-256",
+        "auth_query": "SELECT name, secret FROM secrets WHERE name = $1 AND (TABLE encrypted)",
+        "auth_query_db": "postgres",
+        "auth_query_user": "asker",
+        "storage_user": "tls_user",
+        "storage_password": PASSWORD,
+    }
+    config = {
+        "storage": {"postgres": {"host": "localhost", "tls": "require"}},
+        "database": {"postgres": {"user": {"asker": asker}}},
+    }
+    gpooler = gpooler_factory(tls_postgres, rule=rule, config=config)
+    with gpooler.connect("anna") as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("tls_user",)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        gpooler.connect("anna", password="wrong")
+
+
 @pytest.mark.parametrize("mode", ["allow", "prefer", "require"])
 def test_a_server_without_tls(postgres: Postgres, gpooler_factory: Factory, mode: str) -> None:
     gpooler = gpooler_factory(postgres, config={"storage": {"postgres": {"tls": mode}}})
