@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -53,6 +54,28 @@ def test_a_ban_holds_in_every_worker_and_for_its_user_only(
     gpooler.connect("jim").close()
     assert gpooler.log().count("banned for") == 1
     assert gpooler.process_count(ProcessWord.LOGIN_ERRORS) == 22
+
+
+def test_a_ban_holds_where_a_host_based_rule_asks_for_the_password(
+    postgres: Postgres, gpooler_factory: Factory, tmp_path: Path
+) -> None:
+    """The rule itself believes everybody, and who came in before may take the short way."""
+    (tmp_path / "hba.conf").write_text("host app joe all md5\nhost app all all allow\n")
+    gpooler = gpooler_factory(
+        postgres,
+        rule={"authentication": "none", "password": PASSWORD},
+        config={
+            "routing": {"hba_file": str(tmp_path / "hba.conf")},
+            "limits": {"auth_failure_max": 2, "auth_failure_ban_ms": 600_000},
+        },
+    )
+    for _ in range(2):
+        gpooler.connect("joe").close()
+    for _ in range(2):
+        assert refusal(gpooler, "joe", "wrong") == FAILED
+    for _ in range(2):
+        assert refusal(gpooler, "joe", PASSWORD) == FAILED
+    gpooler.connect("jim", password="wrong").close()
 
 
 def test_a_ban_ends(postgres: Postgres, gpooler_factory: Factory) -> None:

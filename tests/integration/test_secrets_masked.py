@@ -168,7 +168,7 @@ def test_no_secret_is_in_any_output(postgres: Postgres, gpooler_factory: Factory
             outputs[name] = found.stdout + found.stderr
         values = toml.loads(configuration)
         for name, spoiled in (
-            ("number", configuration.replace(f'"{CLEAR}"', f'["{CLEAR}"]')),
+            ("number", configuration.replace(f'"{CLEAR}"', f'[["{CLEAR}"]]')),
             ("key", configuration.replace("storage_password", "storage_pasword")),
             ("word", configuration.replace(f'"{STORAGE}"', f'"{STORAGE}" x')),
             ("quote", configuration.replace(f'"{STORAGE}"', f'"{STORAGE}')),

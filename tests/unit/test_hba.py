@@ -189,6 +189,7 @@ WRONG = [
     ("host", "ends before the databases"),
     ("host all all all md6", '"md6" is no method'),
     ("host all all all gss", 'method "gss" is not supported'),
+    ("host all all all cert", "has a place in hostssl lines only"),
     ("host all all all md5 map=x", "options of a method are not supported"),
     ("host samerole all all md5", '"samerole" is not supported'),
     ("host all +staff all md5", '"+staff" is not supported'),
