@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+import scramp
+
 PROTOCOL_3_0: Final = 3 << 16
 SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 GSSENC_REQUEST: Final = struct.pack("!ii", 8, 80877104)
@@ -144,6 +146,7 @@ class RawClient:
         self.pid = 0
         self.key = b""
         self._buffer = b""
+        self._scram: scramp.ScramClient | None = None
 
     def __enter__(self) -> "RawClient":
         return self
@@ -233,7 +236,7 @@ class RawClient:
     def login(
         self, user: str = "trust_user", database: str = "app", password: str = "s3cret", **parameters: str
     ) -> "RawClient":
-        """Log in with no, a clear or an md5 password up to the first ReadyForQuery; raises ServerError."""
+        """Log in, with whatever password is asked for, up to the first ReadyForQuery; raises ServerError."""
         self.send(startup(user, database, **parameters))
         while True:
             answer = self.read()
@@ -277,5 +280,16 @@ class RawClient:
             inner = hashlib.md5(password.encode() + user.encode()).hexdigest()
             outer = hashlib.md5(inner.encode() + body[4:8]).hexdigest()
             self.send(message(b"p", text("md5" + outer)))
+        elif code == 10:
+            self._scram = scramp.ScramClient(["SCRAM-SHA-256"], user, password)
+            first = self._scram.get_client_first().encode()
+            self.send(message(b"p", text("SCRAM-SHA-256") + struct.pack("!i", len(first)) + first))
+        elif code == 11:
+            assert self._scram is not None
+            self._scram.set_server_first(body[4:].decode())
+            self.send(message(b"p", self._scram.get_client_final().encode()))
+        elif code == 12:
+            assert self._scram is not None
+            self._scram.set_server_final(body[4:].decode())
         else:
             raise AssertionError(f"this client cannot answer authentication request {code}")
