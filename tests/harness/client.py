@@ -4,15 +4,14 @@ Its framing is its own, so that a mistake in gpooler's cannot hide here. Follows
 chapter "Frontend/Backend Protocol".
 """
 
-import base64
 import hashlib
-import hmac
-import secrets
 import socket
 import ssl
 import struct
 from dataclasses import dataclass
 from typing import Final
+
+import scramp
 
 PROTOCOL_3_0: Final = 3 << 16
 SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
@@ -147,6 +146,7 @@ class RawClient:
         self.pid = 0
         self.key = b""
         self._buffer = b""
+        self._scram: scramp.ScramClient | None = None
 
     def __enter__(self) -> "RawClient":
         return self
@@ -236,7 +236,7 @@ class RawClient:
     def login(
         self, user: str = "trust_user", database: str = "app", password: str = "s3cret", **parameters: str
     ) -> "RawClient":
-        """Log in, with a password of any kind, up to the first ReadyForQuery; raises ServerError."""
+        """Log in, with whatever password is asked for, up to the first ReadyForQuery; raises ServerError."""
         self.send(startup(user, database, **parameters))
         while True:
             answer = self.read()
@@ -281,33 +281,15 @@ class RawClient:
             outer = hashlib.md5(inner.encode() + body[4:8]).hexdigest()
             self.send(message(b"p", text("md5" + outer)))
         elif code == 10:
-            self._scram(password)
+            self._scram = scramp.ScramClient(["SCRAM-SHA-256"], user, password)
+            first = self._scram.get_client_first().encode()
+            self.send(message(b"p", text("SCRAM-SHA-256") + struct.pack("!i", len(first)) + first))
+        elif code == 11:
+            assert self._scram is not None
+            self._scram.set_server_first(body[4:].decode())
+            self.send(message(b"p", self._scram.get_client_final().encode()))
+        elif code == 12:
+            assert self._scram is not None
+            self._scram.set_server_final(body[4:].decode())
         else:
             raise AssertionError(f"this client cannot answer authentication request {code}")
-
-    def _scram(self, password: str) -> None:
-        """SCRAM-SHA-256 without channel binding (RFC 5802), for a password that SASLprep leaves as it is."""
-        bare = "n=,r=" + secrets.token_hex(12)
-        first = f"n,,{bare}".encode()
-        self.send(message(b"p", text("SCRAM-SHA-256") + struct.pack("!i", len(first)) + first))
-        challenge = self._sasl(11)
-        nonce, salt, count = (item[2:] for item in challenge.split(","))
-        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(count))
-        without_proof = f"c=biws,r={nonce}"
-        signed = f"{bare},{challenge},{without_proof}".encode()
-        key = hmac.digest(salted, b"Client Key", "sha256")
-        signature = hmac.digest(hashlib.sha256(key).digest(), signed, "sha256")
-        proof = base64.b64encode(bytes(a ^ b for a, b in zip(key, signature, strict=True))).decode()
-        self.send(message(b"p", f"{without_proof},p={proof}".encode()))
-        verifier = base64.b64encode(
-            hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), signed, "sha256")
-        )
-        assert self._sasl(12) == f"v={verifier.decode()}"
-
-    def _sasl(self, expected: int) -> str:
-        """The data of the next message of a SASL exchange."""
-        answer = self.read()
-        if answer.kind == b"E":
-            raise ServerError(answer.fields())
-        assert (answer.kind, answer.body[:4]) == (b"R", struct.pack("!i", expected))
-        return answer.body[4:].decode()

@@ -60,7 +60,7 @@ class House:
         service = BrokerService(
             Ledger(RULES, {}, {"p": 9}, 10),
             self.counters,
-            lambda endpoint, pid, secret, timeout_ms: self.cancels.append((endpoint, pid, secret)),
+            lambda rule, endpoint, pid, secret, timeout_ms: self.cancels.append((endpoint, pid, secret)),
             self,
             DirectLog(SETTINGS, [self.sink]).logger,
             is_checked=True,

@@ -298,7 +298,9 @@ class Broker:
             match act:
                 case Hold(slot):
                     assert process is not None
-                    assert slot not in self.held
+                    before = self.held.get(slot)
+                    if before not in (None, process):
+                        self.world.drop(before, self)
                     self.held[slot] = process
                     process.holders.add(self)
                 case Entrust(slot):
