@@ -48,7 +48,8 @@ LIMITS: Final = {
     "hidden": "what functions and DO blocks do to the session is met by nobody, its own client included",
     "rebind": "the unnamed statement is bound once more after the end of its transaction",
     "describe": "Describe of a prepared statement without a result in a failed block, on a server that lacks "
-    "it: PostgreSQL answers, but refuses the Parse that gpooler puts before it",
+    "it: PostgreSQL answers, but refuses the Parse that gpooler puts before it (likewise a Bind of the wrong "
+    "number of values: 25P02 for 08P01)",
     "placeholders": "PostgreSQL itself never forgets the name of a setting of no module (mine.own): to the "
     "next client it is empty, no more unknown",
     "reparse": "a prepared text with a literal whose meaning depends on a setting is parsed again",
@@ -759,7 +760,8 @@ class Author:
             case 2:
                 return [(parse("SELECT length($1), $1"), bind("", (text.encode(),)), execute(), SYNC)]
             case 3:
-                made = parse(f"SELECT length('{text}')", name)
+                columns = "".join(f", ${number + 1}::text" for number in range(ARITIES[name]))
+                made = parse(f"SELECT length('{text}'){columns}", name)
                 again = [(made, SYNC)] if chance.random() < 0.5 else []
                 return [(close("S", name), made, *self._run_of(name)), self._run_of(name), *again]
             case 4:
