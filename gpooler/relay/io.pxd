@@ -12,6 +12,7 @@ cdef enum:
     MAX_FREE_CHUNKS = 256   # 4 MiB kept for reuse
     READ_SIZE = 262144      # one read of a peer that is attached
     MAX_PIECES = 64         # pieces in one sendmsg
+    SMALL = 1024            # so many bytes of several pieces are put together first
 
 
 cdef extern from "<sys/uio.h>" nogil:

@@ -96,8 +96,23 @@ cdef void queue_clear(ChunkPool* pool, Queue* queue) noexcept nogil:
 
 
 cdef ssize_t io_send(int fd, iovec* pieces, int count) noexcept nogil:
+    cdef unsigned char small[SMALL]
+    cdef iovec whole
     cdef msghdr message
     cdef ssize_t sent
+    cdef int i
+    if count > 1:
+        # few bytes are copied faster than the kernel reads a list of them
+        whole.iov_base = small
+        whole.iov_len = 0
+        for i in range(count):
+            if pieces[i].iov_len > SMALL - whole.iov_len:
+                break
+            memcpy(small + whole.iov_len, pieces[i].iov_base, pieces[i].iov_len)
+            whole.iov_len += pieces[i].iov_len
+        else:
+            pieces = &whole
+            count = 1
     while True:
         if count == 1:
             sent = send(fd, pieces[0].iov_base, pieces[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)
