@@ -405,12 +405,12 @@ cdef class Entrance:
                 guest.expects = EXPECTS_NOTHING
                 self.handler.on_handshake(guest, message)
             elif guest.expects == EXPECTS_STARTUP:
-                if size and at[0] == TLS_HANDSHAKE and guest.tls is None and not guest.requests:
+                if size < 4:
+                    break
+                if at[0] == TLS_HANDSHAKE and guest.tls is None and not guest.requests:
                     guest.expects = EXPECTS_NOTHING
                     self.handler.on_direct_tls(guest)
                     continue
-                if size < 4:
-                    break
                 length = (<uint32_t> at[0] << 24) | (<uint32_t> at[1] << 16) | (<uint32_t> at[2] << 8) | at[3]
                 if length < MIN_STARTUP or length > MAX_STARTUP:
                     guest.expects = EXPECTS_NOTHING

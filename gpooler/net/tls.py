@@ -12,6 +12,7 @@ from typing import Any, Final
 import gevent
 import gevent.socket
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
@@ -102,7 +103,7 @@ class Handshake:
     def session(self) -> TlsSession:
         """What it ended in. Once."""
         connection = self._connection
-        peer = connection.get_peer_certificate(as_cryptography=True)
+        peer = _peer(connection)
         binding = self._binding
         if binding is None:
             binding = b"" if peer is None else end_point(peer)
@@ -233,7 +234,7 @@ class Connector:
                 raise TlsFault("closed during the handshake")
             handshake.feed(data)
         if self.mode is Tls.VERIFY_FULL:
-            certificate = connection.get_peer_certificate(as_cryptography=True)
+            certificate = _peer(connection)
             if certificate is None or not is_named(certificate, self._server_name or ""):
                 raise TlsFault(f'the server\'s certificate is not for host "{self._server_name}"')
         return Stream(sock, handshake.session())
@@ -292,7 +293,10 @@ def run_heavy(work: Callable[[], bool]) -> bool:
 
 def end_point(certificate: x509.Certificate) -> bytes:
     """tls-server-end-point (RFC 5929, section 4.1); empty where it is not defined for the certificate."""
-    algorithm = certificate.signature_hash_algorithm
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return b""
     if algorithm is None:
         return b""  # Ed25519: no hash function
     if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
@@ -365,6 +369,14 @@ def _context(options: TlsOptions) -> SSL.Context:
         context.use_privatekey_file(options.tls_key_file)
         context.check_privatekey()
     return context
+
+
+def _peer(connection: SSL.Connection) -> x509.Certificate | None:
+    """The peer's certificate; None when there is none, or none that can be read."""
+    try:
+        return connection.get_peer_certificate(as_cryptography=True)
+    except ValueError:
+        return None
 
 
 def _select(_: SSL.Connection, offered: Sequence[bytes]) -> Any:

@@ -193,6 +193,16 @@ def test_direct_tls_of_libpq(pool: Gpooler, files: Certificates) -> None:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("sent", [b"\x16", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01"])
+def test_direct_tls_where_there_is_none(postgres: Postgres, gpooler_factory: Factory, sent: bytes) -> None:
+    gpooler = gpooler_factory(postgres)
+    with gpooler.raw() as client:
+        client.send(sent)
+        client.half_close()
+        answers = client.read_to_end()
+        assert [answer.fields()["C"] for answer in answers] == (["08P01"] if len(sent) > 3 else [])
+
+
 def test_bytes_behind_the_request_end_the_connection(pool: Gpooler) -> None:
     """What is in the clear must not be taken for something that came under TLS."""
     with pool.raw() as client:
