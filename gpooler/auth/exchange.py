@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from gpooler.auth import md5, scram
 from gpooler.auth.randomness import random_bytes
-from gpooler.auth.scram import ScramKeys, ScramServer, Verifier
+from gpooler.auth.scram import ScramKeys, Verifier
+from gpooler.auth.scram_server import Prepared, SaslServer, prepare
 from gpooler.auth.secrets import Secret
 from gpooler.errors import AuthenticationFailed, ConfigurationError, ProtocolViolation
 from gpooler.wire import messages
@@ -51,6 +52,9 @@ class Later:
 
     work: Callable[[], bytes | Done] = field(repr=False)  # it holds the password
 
+
+# What an answer is compared with: hashes "md5…" or verifiers, each as good; None: nothing is asked for.
+Stored = tuple[bytes, ...] | tuple[Prepared, ...] | None
 
 # Somebody else's word on a clear-text password. As ``Later.work``: yields, has a deadline, raises.
 Check = Callable[[bytes], Done]
@@ -97,10 +101,10 @@ def begin(
     salt_name = user if salt_name is None else salt_name
     if method == MD5:
         if secret is None or not secret.wants_scram:
-            return _Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
-        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
+            return Md5Exchange(user, secret, md5_salt or random_bytes(md5.SALT_LENGTH), unknown_cause)
+        return ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
     if method == SCRAM_SHA_256:
-        return _ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
+        return ScramExchange(user, secret, mock_key, salt_name, unknown_cause, binding)
     if method == NONE:
         return _NoExchange()
     if method == CLEAR_TEXT:
@@ -117,7 +121,17 @@ def by_certificate(user: str, names: Collection[str], accepted: Collection[str])
     return _CertificateExchange(user, names, allowed)
 
 
-class _CertificateExchange:
+class AsksNothing:
+    """What methods have in common that ask the client for nothing."""
+
+    __slots__ = ()
+
+    def answer(self, body: bytes) -> bytes | Done | Later:
+        """Nothing was asked."""
+        raise ProtocolViolation("unexpected password message")
+
+
+class _CertificateExchange(AsksNothing):
     """``cert``: TLS has seen who it is."""
 
     __slots__ = ("_allowed", "_names", "_user")
@@ -135,20 +149,14 @@ class _CertificateExchange:
             raise AuthenticationFailed(self._user, cause=cause)
         return Done(messages.authentication_ok())
 
-    def answer(self, body: bytes) -> bytes | Done:
-        raise ProtocolViolation("unexpected password message")
 
-
-class _NoExchange:
+class _NoExchange(AsksNothing):
     """``none``: everybody is believed."""
 
     __slots__ = ()
 
     def challenge(self) -> bytes | Done:
         return Done(messages.authentication_ok())
-
-    def answer(self, body: bytes) -> bytes | Done:
-        raise ProtocolViolation("unexpected password message")
 
 
 class _ClearTextExchange:
@@ -177,17 +185,17 @@ class _ClearTextExchange:
         return Done(messages.authentication_ok(), password=password)
 
 
-class _Md5Exchange:
+class Md5Exchange:
     """``md5`` with a plain or an MD5 secret."""
 
-    __slots__ = ("_cause", "_salt", "_stored", "_user")
+    __slots__ = ("_cause", "_salt", "_user", "stored")
 
     def __init__(self, user: str, secret: Secret | None, salt: bytes, unknown_cause: str) -> None:
         self._user = user
         self._salt = salt
         hashes = () if secret is None else [one.md5_hash(encode(user)) for one in secret.all]
         stored = [one for one in hashes if one is not None]
-        self._stored = stored or [_UNKNOWN_MD5]
+        self.stored = tuple(stored) or (_UNKNOWN_MD5,)  # what answers are compared with
         self._cause = "" if stored else unknown_cause
 
     def challenge(self) -> bytes | Done:
@@ -195,16 +203,16 @@ class _Md5Exchange:
 
     def answer(self, body: bytes) -> bytes | Done:
         answer = _password(body, self._user)
-        is_right = _tries_all(md5.is_response_right(answer, stored, self._salt) for stored in self._stored)
+        is_right = _tries_all(md5.is_response_right(answer, stored, self._salt) for stored in self.stored)
         if not is_right or self._cause:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
         return Done(messages.authentication_ok())
 
 
-class _ScramExchange:
+class ScramExchange:
     """``scram-sha-256`` with a plain secret or a verifier."""
 
-    __slots__ = ("_binding", "_cause", "_has_sent_salt", "_server", "_user", "_verifiers")
+    __slots__ = ("_cause", "_server", "_user", "stored")
 
     def __init__(
         self,
@@ -222,46 +230,19 @@ class _ScramExchange:
         if not verifiers:
             self._cause = unknown_cause if secret is None else "an MD5 hash cannot serve SCRAM"
             verifiers = (Verifier(scram.DEFAULT_ITERATIONS, salt, _NO_KEY, _NO_KEY),)
-        self._verifiers = verifiers
-        self._binding = binding or None
-        self._server: ScramServer | None = None  # from the moment the client has chosen its mechanism
-        self._has_sent_salt = False
+        self.stored = prepare(verifiers)  # what proofs are compared with
+        self._server = SaslServer(self.stored, binding or None, bool(self._cause))
 
     def challenge(self) -> bytes | Done:
-        mechanisms = [scram.MECHANISM]
-        if self._binding is not None:
-            mechanisms.insert(0, scram.MECHANISM_PLUS)
-        return messages.authentication_sasl(mechanisms)
+        return self._server.challenge()
 
     def answer(self, body: bytes) -> bytes | Done:
-        if len(body) > scram.MAX_MESSAGE_LENGTH:
-            raise ProtocolViolation("invalid message length", cause=f"SASL message of {len(body)} bytes")
-        if self._server is None:
-            mechanism, initial = _initial_response(body)
-            is_plus = mechanism == scram.MECHANISM_PLUS
-            if mechanism != scram.MECHANISM and not (is_plus and self._binding is not None):
-                raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
-            first, *others = self._verifiers
-            self._server = ScramServer(
-                first,
-                others=others,
-                is_doomed=bool(self._cause),
-                binding=self._binding if is_plus else None,
-                offers_plus=self._binding is not None,
-            )
-            if initial is None:  # a client may wait for an empty challenge (RFC 4422, section 3)
-                return messages.authentication_sasl_continue(b"")
-            body = initial
-        if not self._has_sent_salt:
-            self._has_sent_salt = True
-            return messages.authentication_sasl_continue(self._server.first(body))
-        final = self._server.final(body)
-        if final is None:
+        said = self._server.answer(body)
+        if said is None:
             raise AuthenticationFailed(self._user, cause=self._cause or WRONG_PASSWORD)
-        return Done(
-            messages.authentication_sasl_final(final) + messages.authentication_ok(),
-            keys=self._server.keys,
-        )
+        if not self._server.is_over:
+            return said
+        return Done(said + messages.authentication_ok(), keys=self._server.keys)
 
 
 def _tries_all(results: Iterable[bool]) -> bool:
@@ -276,16 +257,3 @@ def _password(body: bytes, user: str) -> bytes:
     if len(body) == 1:
         raise AuthenticationFailed(user, cause="empty password")
     return body[:-1]
-
-
-def _initial_response(body: bytes) -> tuple[bytes, bytes | None]:
-    """Mechanism and client-first-message of a SASLInitialResponse, None when there is none in it."""
-    mechanism, separator, rest = body.partition(b"\0")
-    if not separator or len(rest) < 4:
-        raise ProtocolViolation("malformed SASLInitialResponse")
-    length = int.from_bytes(rest[:4], "big", signed=True)
-    if length == -1 and len(rest) == 4:
-        return mechanism, None
-    if length != len(rest) - 4:
-        raise ProtocolViolation("malformed SASLInitialResponse")
-    return mechanism, rest[4:]

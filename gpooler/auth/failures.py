@@ -18,6 +18,7 @@ BUCKETS: Final = 1024
 WAYS: Final = 4  # entries of a bucket
 KEY, COUNT, LAST_US, CLEARED_US, BANNED_UNTIL_US = range(5)  # words of an entry; a key of 0: it is free
 ENTRY: Final = 8
+NAMES_MOST: Final = 4096  # of bans, kept for the console
 PART: Final = BUCKETS * WAYS * ENTRY
 IPV6_PREFIX: Final = 64  # what one customer is given: within it addresses are free to choose
 
@@ -33,6 +34,16 @@ class FailureTable:
     def is_banned(self, key: int, now_us: int) -> bool:
         """Whether a ban of ``key`` has not ended yet."""
         return any(entry[BANNED_UNTIL_US] > now_us for entry in self._entries(key))
+
+    def bans(self, worker: int, now_us: int) -> list[tuple[int, int, int]]:
+        """Bans that a worker, or one before it of its number, has set: key, failures, until when."""
+        start = (worker - 1) * PART
+        entries = (self._read(at) for at in range(start, start + PART, ENTRY))
+        return [
+            (entry[KEY], entry[COUNT], entry[BANNED_UNTIL_US])
+            for entry in entries
+            if entry[KEY] and entry[BANNED_UNTIL_US] > now_us
+        ]
 
     def add(self, worker: int, key: int, now_us: int, *, most: int, ban_us: int) -> bool:
         """One more failure; returns whether it is the last of ``most``, with which a ban begins."""
@@ -90,13 +101,30 @@ def _begin_us(entries: list[list[int]], oldest_us: int) -> int:
 class Failures:
     """What ``[limits]`` says about failed logins, for one worker."""
 
-    def __init__(self, limits: Limits, table: FailureTable | None, worker: int, secret: bytes) -> None:
-        """``table`` None: nobody is banned. ``secret``: the same in all workers, so that they agree."""
-        self._limits = limits
-        self._table = table
+    def __init__(self, limits: Limits, table: FailureTable, worker: int, secret: bytes) -> None:
+        """``secret``: the same in all workers, so that they agree."""
+        self._shared = table
         self._worker = worker
         self._secret = secret[: hashlib.blake2b.MAX_KEY_SIZE]
+        self.configure(limits)
+
+    def configure(self, limits: Limits) -> None:
+        """From now on."""
+        self._limits = limits
+        self._table = self._shared if limits.auth_failure_max else None
         self._ban_us = limits.auth_failure_ban_ms * 1000
+        self._names: dict[int, tuple[str, str]] = {}  # address and user of bans, by key
+
+    def bans(self) -> list[tuple[str | None, str | None, int, int]]:
+        """Bans of this worker's part: address, user, failures, until when (monotonic, us).
+
+        Address and user are None where a worker that is dead has set it: the table has no names.
+        """
+        if self._table is None:
+            return []
+        found = self._table.bans(self._worker, monotonic_us())
+        self._names = {key: self._names[key] for key, _, _ in found if key in self._names}
+        return [(*self._names.get(key, (None, None)), count, until_us) for key, count, until_us in found]
 
     def is_banned(self, address: bytes, user: bytes) -> bool:
         """Whether a client of this address may not log in as ``user`` now; a Unix socket has none."""
@@ -112,7 +140,12 @@ class Failures:
         if self._table.is_banned(key, now_us):
             return False
         most = self._limits.auth_failure_max
-        return self._table.add(self._worker, key, now_us, most=most, ban_us=self._ban_us)
+        is_last = self._table.add(self._worker, key, now_us, most=most, ban_us=self._ban_us)
+        if is_last:
+            if len(self._names) >= NAMES_MOST:
+                self._names.clear()
+            self._names[key] = str(_plain(address)), user.decode("utf-8", "replace")
+        return is_last
 
     def clear(self, address: bytes, user: bytes) -> None:
         """A login succeeded."""

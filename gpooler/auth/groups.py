@@ -1,6 +1,6 @@
 """The members of groups, as queries name them; asked again and again, never by a login."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import gevent
@@ -18,15 +18,31 @@ class Groups:
     """Those of one worker."""
 
     def __init__(self, config: Config, queries: Queries, logger: Logger) -> None:
+        self._logger = logger
+        self._failures: dict[str, str] = {}
+        self._rules: list[GroupRule] = []
+        self._untried: set[str] = set()
+        self._askers: list[gevent.Greenlet] = []
+        self._is_started = False
+        self.members: dict[str, frozenset[str]] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self.configure(config, queries)
+
+    def configure(self, config: Config, queries: Queries) -> None:
+        """From now on. Who is asked for in the same way keeps its members until it is asked for again."""
+        gevent.killall(self._askers)
+        known = {rule.name: rule for rule in self._rules if rule.name not in self._untried}
         self._rules = [rule for rule in config.rules if isinstance(rule, GroupRule)]
         self._interval_s = config.routing.group_checker_interval / 1000
         self._queries = queries
-        self._logger = logger
-        self._failures: dict[str, str] = {}
-        self._untried = len(self._rules)
+        self.members = {
+            rule.name: self.members[rule.name] if _is_known(rule, known) else frozenset()
+            for rule in self._rules
+        }
+        self._untried = {rule.name for rule in self._rules if not _is_known(rule, known)}
         self._all_tried = Event()
-        self.members: dict[str, frozenset[str]] = {rule.name: frozenset() for rule in self._rules}
-        self.on_change: Callable[[], None] = lambda: None
+        if self._is_started:
+            self.start()
 
     @property
     def is_ready(self) -> bool:
@@ -40,12 +56,12 @@ class Groups:
 
     def start(self) -> None:
         """Ask for each group, from now on."""
-        for rule in self._rules:
-            gevent.spawn(self._run, rule)
+        self._is_started = True
+        self._askers = [gevent.spawn(self._run, rule) for rule in self._rules]
 
     def _run(self, rule: GroupRule) -> None:
         self._refresh(rule)
-        self._untried -= 1
+        self._untried.discard(rule.name)
         if not self._untried:
             self._all_tried.set()
         while True:
@@ -78,3 +94,9 @@ class Groups:
         if len(rows) > MEMBERS_MOST:
             raise QueryFailed(f"{len(rows)} rows; a group has at most {MEMBERS_MOST} members")
         return frozenset(row[0] for row in rows if row and row[0])
+
+
+def _is_known(rule: GroupRule, known: Mapping[str, GroupRule]) -> bool:
+    """Whether its members were asked for in the same words."""
+    before = known.get(rule.name)
+    return before is not None and before.group_query == rule.group_query

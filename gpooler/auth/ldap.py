@@ -5,9 +5,13 @@ waits. The master loads it before it forks, and so before gevent patches: its lo
 """
 
 import secrets
+import socket
+import struct
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
+
+from gevent.monkey import get_original
 
 from gpooler.auth import ldap_names
 from gpooler.clock import monotonic_us
@@ -18,6 +22,7 @@ from gpooler.errors import ConfigurationError
 SEARCH_ATTRIBUTE: Final = "uid"
 NO_ATTRIBUTES: Final = "1.1"  # RFC 4511, section 4.5.1.8
 ENTRIES_MOST: Final = 2  # one is right, two are one too many
+LDAP_PORT: Final = 389
 KEEPALIVE_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
 TEXT_MOST: Final = 200  # of what a directory says, in the log
@@ -94,10 +99,10 @@ class _Conversation:
             ldap.INVALID_DN_SYNTAX,
             ldap.NO_SUCH_OBJECT,
         )
-        uri = ldap_names.uri(endpoint.ldapscheme, endpoint.ldapserver, endpoint.ldapport)
-        self._connection = ldap.initialize(uri)
+        self._connection = self._connect() if endpoint.ldaptls else self._initialize(endpoint.ldapserver)
         self._connection.set_option(ldap.OPT_REFERRALS, 0)  # they would carry the password elsewhere
-        # The handshake of ldaps has no limit in libldap: a machine that is gone must not hold a thread.
+        # With ldaps nothing in libldap ends a handshake that stopped halfway: a machine that is gone must not
+        # hold a thread.
         self._connection.set_option(ldap.OPT_X_KEEPALIVE_IDLE, KEEPALIVE_S)
         self._connection.set_option(ldap.OPT_X_KEEPALIVE_INTERVAL, KEEPALIVE_S)
         self._connection.set_option(ldap.OPT_X_KEEPALIVE_PROBES, KEEPALIVE_PROBES)
@@ -107,6 +112,29 @@ class _Conversation:
             if endpoint.tls_ca_file is not None:
                 self._connection.set_option(ldap.OPT_X_TLS_CACERTFILE, endpoint.tls_ca_file)
             self._connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
+            # libldap minds OPT_NETWORK_TIMEOUT in a handshake only when it need not wait for it (``tls2.c:
+            # ldap_int_tls_start``); else it asks an open connection again and again, for ever.
+            self._connection.set_option(ldap.OPT_CONNECT_ASYNC, 1)
+
+    def _initialize(self, servers: str, descriptor: int | None = None) -> Any:
+        endpoint = self._endpoint
+        uri = ldap_names.uri(endpoint.ldapscheme, servers, endpoint.ldapport)
+        return self._ldap.initialize(uri, fileno=descriptor)
+
+    def _connect(self) -> Any:
+        """A connection over a socket of our own, whose reads and writes have a limit: for StartTLS.
+
+        Raises LdapUnavailable.
+        """
+        cause: Exception | None = None
+        for server in self._endpoint.ldapserver.split():
+            try:
+                sock = _open_socket(server.strip("[]"), self._endpoint.ldapport or LDAP_PORT, self._left_s())
+            except OSError as error:
+                cause = error
+            else:
+                return self._initialize(server, sock.detach())
+        raise LdapUnavailable(f"cannot connect: {cause}")
 
     def hold(self, question: Question) -> tuple[str, ...]:
         """Raises LdapError."""
@@ -186,13 +214,43 @@ class _Conversation:
 
     def _call(self, call: Any, *arguments: Any, **options: Any) -> Any:
         """In what is left of the time. Raises ldap.LDAPError, LdapUnavailable."""
-        left_s = (self._deadline_us - monotonic_us()) / 1e6
-        if left_s <= 0:
-            raise LdapUnavailable("no time left")
+        left_s = self._left_s()
         self._connection.set_option(self._ldap.OPT_NETWORK_TIMEOUT, left_s)
         self._connection.set_option(self._ldap.OPT_TIMEOUT, left_s)
         self._connection.timeout = left_s
         return call(*arguments, **options)
+
+    def _left_s(self) -> float:
+        """Raises LdapUnavailable when there is none."""
+        left_s = (self._deadline_us - monotonic_us()) / 1e6
+        if left_s <= 0:
+            raise LdapUnavailable("no time left")
+        return left_s
+
+
+def _open_socket(host: str, port: int, limit_s: float) -> socket.socket:
+    """Connected, and blocking as libldap wants it, but no step takes longer than ``limit_s``. Raises OSError.
+
+    The socket is one of the system, not of gevent: this is no greenlet.
+    """
+    cause = OSError("no address")
+    for family, kind, protocol, _, address in get_original("socket", "getaddrinfo")(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock: socket.socket = get_original("socket", "socket")(family, kind, protocol)
+        try:
+            sock.settimeout(limit_s)
+            sock.connect(address)
+            sock.setblocking(True)
+            limit = struct.pack("@ll", *divmod(max(1, int(limit_s * 1e6)), 1_000_000))  # a struct timeval
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        except OSError as error:
+            sock.close()
+            cause = error
+        else:
+            return sock
+    raise cause
 
 
 def _text(error: BaseException) -> str:

@@ -65,7 +65,7 @@ def _seconds(text: str) -> float:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise QueryFailed(f'valuntil is no time: "{text[:40]}"') from None
+        raise QueryFailed("the third column, valuntil, is no time") from None  # it may be the secret
     return time.timestamp() if time.tzinfo is not None else time.replace(tzinfo=UTC).timestamp()
 
 

@@ -14,6 +14,7 @@ import psycopg2.extensions
 from gevent.lock import BoundedSemaphore
 
 from gpooler.clock import monotonic_us
+from gpooler.config.certificates import parse_protocols
 from gpooler.config.model import Config, Rule
 from gpooler.errors import ServerFault
 from gpooler.net.resolve import Resolver
@@ -22,7 +23,14 @@ from gpooler.routing.rules import rule_for_queries
 CONNECTIONS_MOST: Final = 2  # of one worker for one database and user
 IDLE_US: Final = 60_000_000  # a connection that was not used for so long is closed
 IDLE_TICK_S: Final = 10.0
+DATA_EXCEPTION: Final = "22"  # class of SQLSTATEs whose messages quote values
 NO_FILE: Final = "/dev/null/none"
+_LIBPQ_VERSIONS: Final = {
+    "tlsv1.0": "TLSv1",
+    "tlsv1.1": "TLSv1.1",
+    "tlsv1.2": "TLSv1.2",
+    "tlsv1.3": "TLSv1.3",
+}
 # Columns of these types are wanted as the server writes them.
 _TIMES: Final = psycopg2.extensions.new_type((1082, 1114, 1184), "GPOOLER_TIME", lambda value, _: value)
 # As the server is to write them, and an end to what runs on after we gave up.
@@ -52,7 +60,9 @@ class Queries:
         """
         home = self._homes.get((database, user))
         if home is None:
-            rule = rule_for_queries(self._config.rules, database, user)
+            storages = self._config.storage
+            rules = [rule for rule in self._config.rules if storages[rule.storage].endpoints]
+            rule = rule_for_queries(rules, database, user)
             if rule is None:
                 raise QueryFailed(f'there is no rule for database "{database}" and user "{user}"')
             home = self._homes[database, user] = _Home(self._config, self._resolver, rule, database, user)
@@ -81,7 +91,7 @@ class _Home:
         self._resolver = resolver
         self._database = rule.storage_db or database
         self._user = rule.storage_user or user
-        secret = rule.storage_password or (rule.password[0] if rule.password else None)
+        secret = rule.server_password
         self._password = "" if secret is None else secret.get_secret_value()
         self._idle: list[_Connection] = []
         self._ticker: gevent.Greenlet | None = None
@@ -131,6 +141,7 @@ class _Home:
     def _open(self, timeout_ms: int) -> "_Connection":
         storage = self._storage
         endpoint = storage.endpoints[0]
+        versions = parse_protocols(storage.tls_protocols)
         options: dict[str, Any] = {
             "port": endpoint.port,
             "dbname": self._database,
@@ -142,6 +153,9 @@ class _Home:
             "sslrootcert": storage.tls_ca_file,
             "sslcert": storage.tls_cert_file,
             "sslkey": storage.tls_key_file,
+            "sslcrl": storage.tls_crl_file,
+            "ssl_min_protocol_version": _LIBPQ_VERSIONS[versions[0]],
+            "ssl_max_protocol_version": _LIBPQ_VERSIONS[versions[-1]],
             "gssencmode": "disable",
             "client_encoding": "UTF8",
             "application_name": "gpooler",
@@ -195,6 +209,8 @@ class _Connection:
 
 
 def _text(error: psycopg2.Error) -> str:
-    """The first line of what is wrong: a detail may hold what a table holds."""
+    """The first line of what is wrong: a detail may hold what a table holds, and so may a data exception."""
+    if error.pgcode and error.pgcode.startswith(DATA_EXCEPTION):
+        return f"{error.pgcode}: a value is not what the query takes it for"
     said = error.diag.message_primary or (str(error).strip().splitlines() or ["unknown error"])[0]
     return f"{error.pgcode}: {said}" if error.pgcode else said

@@ -1,20 +1,20 @@
-"""SCRAM-SHA-256, both sides, as PostgreSQL speaks it: RFC 5802, RFC 7677, "SASL Authentication".
+"""SCRAM-SHA-256 as PostgreSQL speaks it: keys, verifiers, the client's side; ``scram_server`` is the other.
 
-A side is an object that takes the other's message and gives its own. As in PostgreSQL the user name inside
-the exchange is ignored by the server and sent empty by the client. Channel binding is tls-server-end-point,
-as SCRAM-SHA-256-PLUS.
+RFC 5802, RFC 7677, "SASL Authentication". A side is an object that takes the other's message and gives its
+own. As in PostgreSQL the user name inside the exchange is ignored by the server and sent empty by the client.
+Channel binding is tls-server-end-point, as SCRAM-SHA-256-PLUS.
 """
 
 import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 from gpooler.auth.saslprep import saslprep
-from gpooler.errors import FeatureNotSupported, InvalidAuthorization, ProtocolViolation, ServerAuthentication
+from gpooler.errors import ServerAuthentication
 
 MECHANISM: Final = b"SCRAM-SHA-256"
 MECHANISM_PLUS: Final = b"SCRAM-SHA-256-PLUS"
@@ -104,117 +104,6 @@ def derived_salt(mock_key: bytes, name: bytes) -> bytes:
     return _hmac(mock_key, name)[:SALT_LENGTH]
 
 
-class ScramServer:
-    """The server's side of one exchange: ``first`` then ``final``.
-
-    A *doomed* exchange goes through the same motions and ends like a wrong password.
-    """
-
-    __slots__ = (
-        "_auth_prefix", "_binding", "_gs2_header", "_is_doomed", "_nonce", "_offers_plus", "_others",
-        "_verifier", "keys",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        verifier: Verifier,
-        *,
-        others: Sequence[Verifier] = (),
-        is_doomed: bool = False,
-        nonce: bytes | None = None,
-        binding: bytes | None = None,
-        offers_plus: bool = False,
-    ) -> None:
-        """``others``, of the same salt and iteration count, are as good.
-
-        ``nonce`` is the server's part, printable; random when not given. ``binding`` is what binds the
-        exchange to the TLS session, where the client chose ``MECHANISM_PLUS``; ``offers_plus``: it might.
-        """
-        self._binding = binding
-        self._offers_plus = offers_plus
-        self._verifier = verifier
-        self._others = others
-        self._is_doomed = is_doomed
-        self._nonce = _new_nonce() if nonce is None else nonce
-        self._gs2_header = b""
-        self._auth_prefix = b""
-        self.keys: ScramKeys | None = None  # known after success: they log in as the user
-
-    def first(self, message: bytes) -> bytes:
-        """Answers the client-first-message. Raises ``ProtocolViolation`` or ``FeatureNotSupported``."""
-        flag, separator, rest = message.partition(b",")
-        if self._binding is not None:
-            if flag[:1] != b"p":
-                raise _malformed(
-                    "The client selected SCRAM-SHA-256-PLUS, "
-                    "but the SCRAM message does not include channel binding data."
-                )
-            if flag != b"p=" + END_POINT or not separator:
-                raise ProtocolViolation("unsupported SCRAM channel-binding type")
-        elif flag[:1] == b"p":
-            raise _malformed(
-                "The client selected SCRAM-SHA-256 without channel binding, "
-                "but the SCRAM message includes channel binding data."
-            )
-        elif flag not in (b"n", b"y") or not separator:
-            raise _malformed("Unexpected channel-binding flag.")
-        elif flag == b"y" and self._offers_plus:
-            # it could, and believes that we cannot: somebody between us took the offer away
-            raise InvalidAuthorization("SCRAM channel binding negotiation error")
-        if rest[:1] == b"a":
-            raise FeatureNotSupported("client uses authorization identity, but it is not supported")
-        if rest[:1] != b",":
-            raise _malformed("Unexpected attribute in client-first-message.")
-        bare = rest[1:]
-        if bare[:1] == b"m":
-            raise FeatureNotSupported("client requires an unsupported SCRAM extension")
-        attributes = _attributes(bare, "client-first-message")
-        if [name for name, _ in attributes[:2]] != [b"n", b"r"]:
-            raise _malformed("Attribute expected, but not found in client-first-message.")
-        client_nonce = attributes[1][1]
-        if not client_nonce or not _is_printable(client_nonce):
-            raise ProtocolViolation("non-printable characters in SCRAM nonce")
-
-        self._gs2_header = flag + b",,"
-        self._nonce = client_nonce + self._nonce
-        salt = base64.b64encode(self._verifier.salt)
-        answer = b"r=%b,s=%b,i=%d" % (self._nonce, salt, self._verifier.iterations)
-        self._auth_prefix = bare + b"," + answer + b","
-        return answer
-
-    def final(self, message: bytes) -> bytes | None:
-        """Answers the client-final-message; None when the proof is wrong. Raises ``ProtocolViolation``."""
-        without_proof, separator, proof_text = message.rpartition(b",p=")
-        attributes = _attributes(without_proof, "client-final-message")
-        if not separator or [name for name, _ in attributes[:2]] != [b"c", b"r"]:
-            raise _malformed("Attribute expected, but not found in client-final-message.")
-        expected = base64.b64encode(self._gs2_header + (self._binding or b""))
-        if not hmac.compare_digest(attributes[0][1], expected):
-            if self._binding is not None:
-                raise InvalidAuthorization("SCRAM channel binding check failed")
-            raise ProtocolViolation("unexpected SCRAM channel-binding attribute in client-final-message")
-        if attributes[1][1] != self._nonce:
-            raise ProtocolViolation("invalid SCRAM response", detail="Nonce does not match.")
-        try:
-            proof = _unbase64(proof_text)
-        except ValueError:
-            proof = b""
-        if len(proof) != KEY_LENGTH:
-            raise _malformed("Malformed proof in client-final-message.")
-
-        auth_message = self._auth_prefix + without_proof
-        right: ScramKeys | None = None
-        for verifier in (self._verifier, *self._others):  # each time all of them
-            client_key = _xor(proof, _hmac(verifier.stored_key, auth_message))
-            stored_key = hashlib.sha256(client_key).digest()
-            if hmac.compare_digest(stored_key, verifier.stored_key):
-                right = ScramKeys(client_key, verifier.server_key)
-        if self._is_doomed or right is None:
-            return None
-        self.keys = right
-        return b"v=" + base64.b64encode(_hmac(right.server_key, auth_message))
-
-
 class ScramClient:
     """The client's side of one exchange: ``first``, ``final``, then ``verify``.
 
@@ -302,21 +191,6 @@ class Challenge:
     nonce: bytes
     salt: bytes
     iterations: int
-
-
-def _attributes(message: bytes, where: str) -> list[tuple[bytes, bytes]]:
-    """``a=value`` pairs; any letter may be a name, a value may be anything but a comma and NUL."""
-    attributes = []
-    for part in message.split(b","):
-        name, equals, value = part[:1], part[1:2], part[2:]
-        if not name.isalpha() or equals != b"=" or b"\0" in value:
-            raise _malformed(f"Attribute expected, but found an invalid character in {where}.")
-        attributes.append((name, value))
-    return attributes
-
-
-def _malformed(detail: str) -> ProtocolViolation:
-    return ProtocolViolation("malformed SCRAM message", detail=detail)
 
 
 def _server_fault(cause: str) -> ServerAuthentication:

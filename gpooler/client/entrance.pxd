@@ -20,7 +20,7 @@ cdef class Guest:
     cdef public object conversation     # auth.exchange.Exchange
     cdef public bint is_counted         # against client_max
     cdef public int requests            # encryption requests seen, as bits
-    cdef public object handshake        # net.tls.Handshake, while it runs
+    cdef public object handshake        # relay.tls.TlsHandshake, while it runs
     cdef public bytes salt              # sent with an MD5 challenge
     cdef object known                   # express.Known
     cdef object context                 # LogContext, once it is needed
@@ -30,6 +30,7 @@ cdef class Guest:
     cdef Entrance entrance
 
     cpdef int send(self, bytes data) except -1
+    cpdef uint64_t age_us(self) noexcept
     cpdef void expect_startup(self) noexcept
     cpdef void expect_password(self) noexcept
     cpdef void expect_handshake(self) noexcept
@@ -48,6 +49,7 @@ cdef class Entrance:
     cdef str host_of(self, int family, bytes address)
     cdef void forget(self, Guest guest)
     cdef int arm(self, Guest guest) except -1
+    cpdef int look(self, Guest guest) except -1
     cpdef int read(self, Guest guest) except -1
     cdef int feed(self, Guest guest) except -1
     cdef int hand_over(self, Guest guest) except -1

@@ -14,12 +14,13 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
+from gpooler.auth.randomness cimport random_bytes
+from gpooler.relay.system cimport ntohs, sockaddr_in, sockaddr_in6
 from gpooler.relay.tls cimport TlsSession
 
 import socket
 from collections import deque
 
-from gpooler.auth.randomness import random_bytes
 from gpooler.log import LogContext, client_id
 
 
@@ -44,20 +45,6 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_INET
         AF_INET6
         AF_UNIX
-
-
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        unsigned char s6_addr[16]
-    struct sockaddr_in:
-        unsigned short sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        unsigned short sin6_port
-        in6_addr sin6_addr
-    unsigned short ntohs(unsigned short port)
 
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -159,6 +146,10 @@ cdef class Guest:
                 continue
             raise ClientGone("does not read" if sent >= 0 or errno == EAGAIN
                              else strerror(errno).decode("ascii", "replace"))
+
+    cpdef uint64_t age_us(self) noexcept:
+        """How long ago it was accepted."""
+        return now_us() - (self.deadline_us - <uint64_t> self.timeout_ms * 1000)
 
     cpdef void expect_startup(self) noexcept:
         """The next bytes are a startup packet."""
@@ -347,7 +338,15 @@ cdef class Entrance:
         for i in range(count):
             guest = self.guests.get(events[i].data.fd)
             if guest is not None:
-                self.read(<Guest> guest)
+                self.look(<Guest> guest)
+
+    cpdef int look(self, Guest guest) except -1:
+        """As ``read``; a mistake of ours ends that login and no other's turn."""
+        try:
+            self.read(guest)
+        except Exception:
+            self.handler.on_surprise(guest)
+        return 0
 
     cpdef int read(self, Guest guest) except -1:
         """Take in what is there, hand complete messages to the handler, wait for more if it expects any."""

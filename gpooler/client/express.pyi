@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+from gpooler.auth.exchange import Stored
 from gpooler.client.entrance import Guest
 from gpooler.client.login import Login, SetUp
 from gpooler.client.plan import Plan
@@ -18,7 +19,8 @@ class Express:
         self,
         guest: Guest,
         plan: Plan,
-        stored: bytes | None,
+        stored: Stored,
+        is_learned_from: bool,
         is_bound_to_address: bool,
         socket_changes: tuple[Option, ...],
     ) -> None: ...

@@ -7,13 +7,17 @@ also says who may come this way (``remember``).
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
+from gpooler.auth.randomness cimport random_bytes
+from gpooler.auth.scram_server cimport Prepared, SaslServer
 from gpooler.client.entrance cimport Guest
 from gpooler.relay cimport counters as words
+from gpooler.relay.histogram cimport observe
 from gpooler.relay.params cimport ParameterSet
 
+from gpooler.auth.exchange import WRONG_PASSWORD, Done
 from gpooler.auth.md5 import SALT_LENGTH, is_response_right
-from gpooler.auth.randomness import random_bytes
 from gpooler.client.entrance import ClientGone
+from gpooler.errors import AuthenticationFailed, GpoolerError
 from gpooler.faults import fault_point
 from gpooler.net.tcp import set_options
 from gpooler.wire import messages
@@ -29,6 +33,7 @@ cdef enum:
     KEY_DATA_HEAD = 5
 
 cdef bytes CHALLENGE = messages.authentication_md5_password(bytes(SALT_LENGTH))[:-SALT_LENGTH]
+cdef bytes AUTHENTICATION_OK = messages.authentication_ok()
 cdef bytes READY = messages.ready_for_query()
 
 
@@ -38,7 +43,9 @@ cdef class Known:
     cdef object plan
     cdef object route
     cdef uint64_t version           # of the route's parameters
-    cdef bytes stored               # "md5…"; None: everybody is believed
+    cdef tuple hashes               # "md5…", each as good; None: another method
+    cdef tuple verifiers            # the same of SCRAM; with neither everybody is believed
+    cdef bint is_learned_from       # the keys that a client proves itself with open servers
     cdef bytes address              # rules look at addresses: only from there; None: from everywhere
     cdef bint is_unix
     cdef bint has_tls
@@ -60,6 +67,7 @@ cdef class Express:
     cdef readonly object on_handshake
     cdef readonly object on_direct_tls
     cdef readonly object on_gone
+    cdef readonly object on_surprise
     cdef dict known                 # by startup packet
     cdef set demanding              # numbers of listeners that take nobody without TLS
     cdef uint64_t* process_words
@@ -78,17 +86,25 @@ cdef class Express:
         self.on_handshake = handler.on_handshake
         self.on_direct_tls = handler.on_direct_tls
         self.on_gone = handler.on_gone
+        self.on_surprise = handler.on_surprise
 
-    def remember(self, Guest guest, plan, bytes stored, bint is_bound_to_address, socket_changes):
+    def remember(self, Guest guest, plan, tuple stored, bint is_learned_from, bint is_bound_to_address,
+                 socket_changes):
         """``guest`` has come in by ``plan``: let those like it take the short way.
 
-        ``stored``: its "md5…", None for a rule that asks for no password.
+        ``stored``: what its password was compared with, hashes or verifiers; None for a rule that asks for
+        none. ``is_learned_from``: the route is to learn its keys.
         """
         cdef Known known = Known()
         known.plan = plan
         known.route = plan.route
         known.version = plan.version
-        known.stored = stored
+        if stored is not None:
+            if isinstance(stored[0], Prepared):
+                known.verifiers = stored
+            else:
+                known.hashes = stored
+        known.is_learned_from = is_learned_from
         known.address = guest.address if is_bound_to_address else None
         known.is_unix = guest.family == 0
         known.has_tls = guest.tls is not None
@@ -97,7 +113,7 @@ cdef class Express:
         known.secret_length = plan.packet.secret_length
         known.parameters = plan.greeting.parameters
         key_data = messages.backend_key_data(0, bytes(known.secret_length))
-        known.greeting = messages.authentication_ok() + plan.greeting.statuses + key_data[:KEY_DATA_HEAD]
+        known.greeting = AUTHENTICATION_OK + plan.greeting.statuses + key_data[:KEY_DATA_HEAD]
         known.socket_changes = socket_changes
         if len(self.known) >= MAX_KNOWN:
             self.known.clear()
@@ -120,17 +136,26 @@ cdef class Express:
         fault_point("login_started")
         self.process_words[words.PROCESS_CLIENTS] += 1
         guest.is_counted = True
-        if known.stored is None:
-            self.admit(guest, known)
-            return
-        guest.known = known
-        guest.salt = random_bytes(SALT_LENGTH)
+        if known.verifiers is not None:
+            guest.conversation = SaslServer(
+                known.verifiers, None if guest.tls is None else guest.tls.facts.binding or None, False)
+            guest.known = known
+            self.ask(guest, (<SaslServer> guest.conversation).challenge())
+        elif known.hashes is not None:
+            guest.salt = random_bytes(SALT_LENGTH)
+            guest.known = known
+            self.ask(guest, CHALLENGE + guest.salt)
+        else:
+            self.admit(guest, known, b"")
+
+    cdef int ask(self, Guest guest, bytes challenge) except -1:
         try:
-            guest.send(CHALLENGE + guest.salt)
+            guest.send(challenge)
         except ClientGone as error:
             self.handler.on_gone(guest, str(error))
         else:
             guest.expect_password()
+        return 0
 
     def on_password(self, Guest guest, bytes body):
         """As ``login.Login``."""
@@ -138,22 +163,44 @@ cdef class Express:
         if known is None:
             self.handler.on_password(guest, body)
             return
-        guest.known = None
-        if len(body) != BODY or not is_response_right(body[:BODY - 1], known.stored, guest.salt):
+        if known.verifiers is not None:
+            self.go_on(guest, known, guest.conversation, body)
+        elif len(body) != BODY or not is_any_right(body[:BODY - 1], known.hashes, guest.salt):
+            guest.known = None
             self.handler.on_mismatch(guest, body)
         elif known.version != known.route.version:
-            self.handler.on_proved(guest)
+            self.handler.on_proved(guest, Done(AUTHENTICATION_OK))
         else:
-            self.admit(guest, known)
+            self.admit(guest, known, b"")
 
-    cdef int admit(self, Guest guest, Known known) except -1:
-        """Greet the client and hand it over to the relay."""
+    cdef int go_on(self, Guest guest, Known known, SaslServer server, bytes body) except -1:
+        """The next message of a SCRAM exchange."""
+        cdef bytes said
+        try:
+            said = server.answer(body)
+            if said is None:
+                raise AuthenticationFailed(known.plan.packet.user, cause=WRONG_PASSWORD)
+        except GpoolerError as error:
+            self.handler.on_refused(guest, error)
+            return 0
+        if not server.is_over:
+            self.ask(guest, said)
+        elif known.version != known.route.version:
+            self.handler.on_proved(guest, Done(said + AUTHENTICATION_OK, keys=server.keys))
+        else:
+            if known.is_learned_from:
+                known.route.learn(None, server.keys)
+            self.admit(guest, known, said)
+        return 0
+
+    cdef int admit(self, Guest guest, Known known, bytes said) except -1:
+        """Greet the client behind what is to be ``said``, and hand it over to the relay."""
         cdef uint64_t* route_words = self.route_words + <uint64_t> known.route_id * words.WORDS_PER_BLOCK
         fault_point("login_adopting")
         cdef uint32_t pid = htonl(self.relay.reserve_pid())
         cdef bytes secret = random_bytes(known.secret_length)
         try:
-            guest.send(known.greeting + (<char*> &pid)[:4] + secret + READY)
+            guest.send(said + known.greeting + (<char*> &pid)[:4] + secret + READY)
         except ClientGone as error:
             self.handler.on_gone(guest, str(error))
             return 0
@@ -166,6 +213,23 @@ cdef class Express:
         route_words[words.ROUTE_CLIENTS_ADMITTED] += 1
         route_words[words.ROUTE_LOGINS] += 1
         self.process_words[words.PROCESS_LOGINS] += 1
+        self.observe_login(known.route_id, guest.age_us())
         guest.is_counted = False  # from now on the relay's event gives it back
         self.on_adopted(handle, guest, None)
         return 0
+
+    cdef void observe_login(self, uint32_t route_id, uint64_t lasted_us) noexcept:
+        """As SharedCounters.observe."""
+        cdef uint64_t* histogram = (
+            self.process_words + words.HUB_TIMES_AT + <uint64_t> route_id * words.HUB_TIME_WORDS
+            + (words.TIME_LOGIN - words.HUB_TIMES) * words.HISTOGRAM_WORDS)
+        observe(histogram, lasted_us)
+        histogram[words.HISTOGRAM_BUCKETS] += lasted_us
+
+
+cdef bint is_any_right(bytes response, tuple hashes, bytes salt) except -1:
+    """Whether it is one of them; all are tried, so that time does not tell which."""
+    cdef bint is_right = False
+    for stored in hashes:
+        is_right |= is_response_right(response, stored, salt)
+    return is_right

@@ -4,6 +4,7 @@ Each is asked in threads of its own (``auth/offload``), so that one that hangs i
 Whatever it says, the client gets the one text of a failed login; the log gets the cause.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ from gpooler.auth import ldap, ldap_names, pam
 from gpooler.auth.exchange import Check, Done
 from gpooler.auth.ldap import LdapRefused, LdapUnavailable, Question
 from gpooler.auth.offload import Offload, OffloadError
-from gpooler.config.model import Config, Rule
+from gpooler.config.model import Config, LdapEndpoint, Rule
 from gpooler.errors import AuthenticationFailed, AuthenticationUndecided
 from gpooler.wire import messages
 from gpooler.wire.text import encode
@@ -29,12 +30,31 @@ def load_libraries(config: Config) -> None:
         ldap.load()
 
 
+def missing_libraries(config: Config) -> str:
+    """What the rules need and ``load_libraries`` has not loaded: too late, for it has locks of its own."""
+    if any(rule.auth_pam_service for rule in config.rules) and "pamela" not in sys.modules:
+        return "PAM"
+    if any(rule.ldap_endpoint_name for rule in config.rules) and "ldap" not in sys.modules:
+        return "LDAP"
+    return ""
+
+
 class PasswordChecks:
     """The checks of one worker; made in its hub."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
         self._offloads: dict[tuple[str, str], Offload] = {}
+        self._limits = (0, 0, 0)
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """From now on; what is asked already goes on."""
+        self._config = config
+        limits = config.limits
+        now = (limits.auth_threads, limits.auth_queue_limit, limits.auth_timeout_ms)
+        if now != self._limits:
+            self._limits = now
+            self._offloads = {}
 
     def of(self, rule: Rule, user: str, database: str, host: str) -> Check | None:
         """What decides about a password of ``user`` from ``host``; None where the configuration does."""
@@ -43,7 +63,8 @@ class PasswordChecks:
             return lambda password: self._ask_pam(service, user, password, host)
         if rule.ldap_endpoint_name is not None:
             name = rule.ldap_endpoint_name
-            return lambda password: self._ask_ldap(name, rule, user, database, password)
+            endpoint = self._config.ldap_endpoint[name]
+            return lambda password: self._ask_ldap(name, endpoint, rule, user, database, password)
         return None
 
     def _offload(self, kind: str, name: str) -> Offload:
@@ -72,11 +93,12 @@ class PasswordChecks:
             raise kind(user, cause=f'PAM service "{service}": {answer.cause}')
         return Done(OK, password=password)
 
-    def _ask_ldap(self, name: str, rule: Rule, user: str, database: str, password: bytes) -> Done:
+    def _ask_ldap(
+        self, name: str, endpoint: LdapEndpoint, rule: Rule, user: str, database: str, password: bytes
+    ) -> Done:
         """Yields. Raises AuthenticationFailed."""
         if fault := ldap_names.fault_of(user):  # no thread is needed to know that
             raise AuthenticationFailed(user, cause=f"LDAP is not asked: {fault}")
-        endpoint = self._config.ldap_endpoint[name]
         question = Question(user, password, rule.ldap_storage_credentials_attr)
         timeout_ms = self._config.limits.auth_timeout_ms
         try:

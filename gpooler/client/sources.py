@@ -4,13 +4,13 @@ Whoever else is asked is asked in the login's own greenlet and with a deadline. 
 client gets the one text of a failed login; the log gets the cause.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from gpooler.auth import exchange, peer
-from gpooler.auth.exchange import Done, Exchange, Later
+from gpooler.auth.exchange import AsksNothing, Done, Exchange, Later
 from gpooler.auth.lookup import Found, Key, Lookups, read_rows
 from gpooler.auth.offload import Offload, OffloadError
 from gpooler.auth.query import Queries, QueryFailed
@@ -27,7 +27,6 @@ from gpooler.errors import (
     AuthenticationUndecided,
     AuthQueryFailed,
     CertificateNeedsTls,
-    ProtocolViolation,
 )
 from gpooler.log import Logger
 from gpooler.wire import messages
@@ -44,19 +43,24 @@ Begin = Callable[..., Exchange]
 class Sources:
     """Those of one worker; made in its hub."""
 
-    def __init__(self, config: Config, queries: Queries, mock_key: bytes, logger: Logger) -> None:
-        """``mock_key``: see ``auth.exchange``. Raises ConfigurationError."""
-        self._queries = queries
+    def __init__(
+        self, config: Config, agents: Agents, queries: Queries, mock_key: bytes, logger: Logger
+    ) -> None:
+        """``mock_key``: see ``auth.exchange``."""
         self._mock_key = mock_key
         self._logger = logger
-        self._rules = {rule.name: rule for rule in config.rules}
-        self._texts: dict[str, QueryText] = {
-            rule.name: compile_query(rule.auth_query) for rule in config.rules if rule.auth_query
-        }
-        self._lookups = Lookups(self._fetch, self._on_failure)
-        self._agents = Agents(config, logger)
         self._checks = PasswordChecks(config)
         self._peers: Offload | None = None
+        self.configure(config, agents, queries)
+
+    def configure(self, config: Config, agents: Agents, queries: Queries) -> None:
+        """From now on; what is asked already is answered as before."""
+        self.agents = agents
+        texts = {rule.name: compile_query(rule.auth_query) for rule in config.served if rule.auth_query}
+        rules = {rule.name: rule for rule in config.served}
+        self._texts: dict[str, QueryText] = texts
+        self._lookups = Lookups(lambda key: _fetch(rules, texts, queries, key), self._on_failure)
+        self._checks.configure(config)
 
     def exchange(self, guest: Guest, plan: Plan, md5_salt: bytes | None) -> Exchange:
         """The exchange for ``plan``, which has a rule. ``md5_salt``: see ``auth.exchange``.
@@ -72,7 +76,7 @@ class Sources:
             if guest.tls is None:
                 raise CertificateNeedsTls
             return exchange.by_certificate(user, guest.tls.facts.common_names, rule.auth_common_name)
-        check = self._agents.of(guest, plan, rule) or self._checks.of(
+        check = self.agents.of(guest, plan, rule) or self._checks.of(
             rule, user, plan.packet.database, guest.host if guest.family else ""
         )
         begin = partial(
@@ -100,23 +104,25 @@ class Sources:
             )
         return self._peers.run(lambda: peer.name_of(uid))
 
-    def _fetch(self, key: Key) -> Found:
-        name, user, host = key
-        rule, text = self._rules[name], self._texts[name]
-        assert rule.auth_query_db is not None
-        assert rule.auth_query_user is not None
-        if not _is_text(user):
-            return Found()  # no user of a database in UTF-8
-        arguments = (user, host) if text.has_host else (user,)
-        rows = self._queries.rows(
-            rule.auth_query_db, rule.auth_query_user, text.sql, arguments, timeout_ms=AUTH_QUERY_TIMEOUT_MS
-        )
-        return read_rows(rows, user)
-
     def _on_failure(self, key: Key, error: QueryFailed) -> None:
         name, user, _ = key
         text = f'auth_query of rule {name} failed for user "{user}", who is known for some seconds: {error}'
         self._logger.error(text, context="auth")
+
+
+def _fetch(rules: Mapping[str, Rule], texts: Mapping[str, QueryText], queries: Queries, key: Key) -> Found:
+    """Yields. Raises QueryFailed."""
+    name, user, host = key
+    rule, text = rules[name], texts[name]
+    assert rule.auth_query_db is not None
+    assert rule.auth_query_user is not None
+    if not _is_text(user):
+        return Found()  # no user of a database in UTF-8
+    arguments = (user, host) if text.has_host else (user,)
+    rows = queries.rows(
+        rule.auth_query_db, rule.auth_query_user, text.sql, arguments, timeout_ms=AUTH_QUERY_TIMEOUT_MS
+    )
+    return read_rows(rows, user)
 
 
 def _is_text(name: str) -> bool:
@@ -170,7 +176,7 @@ class QueriedExchange:
         return replace(said, secret=self._secret) if isinstance(said, Done) else said
 
 
-class PeerExchange:
+class PeerExchange(AsksNothing):
     """``peer``: a client of a Unix socket is whom the system says it is; it is asked for nothing."""
 
     __slots__ = ("_name_of", "_uid", "_user")
@@ -194,10 +200,6 @@ class PeerExchange:
             who = f"uid {self._uid}" if name is None else f'"{name}"'
             raise AuthenticationFailed(self._user, cause=f"peer is {who}")
         return Done(messages.authentication_ok())
-
-    def answer(self, body: bytes) -> bytes | Done | Later:
-        """Nothing was asked."""
-        raise ProtocolViolation("unexpected password message")
 
 
 def binding_of(guest: Guest) -> bytes | None:

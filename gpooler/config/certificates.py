@@ -1,9 +1,10 @@
-"""The files of a TLS configuration, looked at before they are used: every mistake is said at once, in words.
+"""The TLS options of a configuration, looked at before they are used: every mistake said at once, in words.
 
 No session is made here and nothing of OpenSSL is kept: the master may call it before it forks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -15,9 +16,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from OpenSSL import SSL
 
 from gpooler.config.checks import Finding
-from gpooler.config.model import Document
+from gpooler.config.model import Config, Document
 from gpooler.config.problems import KeyPath
 from gpooler.config.words import Tls
 
@@ -26,6 +28,8 @@ VERSIONS: Final = ("tlsv1.0", "tlsv1.1", "tlsv1.2", "tlsv1.3")
 ALIASES: Final = {"tlsv1": ("tlsv1.0",), "secure": VERSIONS[2:], "all": VERSIONS, "legacy": VERSIONS}
 SECURE: Final = VERSIONS[2:]
 EXPIRES_SOON: Final = timedelta(days=30)
+CERTIFICATE: Final = "tls_cert_file"
+AUTHORITIES: Final = "tls_ca_file"
 
 
 class TlsOptions(Protocol):
@@ -87,55 +91,16 @@ def parse_protocols(text: str | None) -> tuple[str, ...]:
 
 def read_certificates(path: str) -> list[x509.Certificate]:
     """The certificates of a PEM file. Raises ValueError with what is wrong with it."""
+    data = _read(path)
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
-    try:
-        found = x509.load_pem_x509_certificates(data)
+        return x509.load_pem_x509_certificates(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ValueError("holds no certificate in PEM") from error
-    return found
-
-
-def errors(options: TlsOptions, now: datetime | None = None) -> Iterator[tuple[str, str]]:
-    """What makes the files of ``options`` unusable, as pairs of option and text."""
-    now = now or datetime.now(UTC)
-    certificate = None
-    if options.tls_cert_file is not None:
-        try:
-            certificate = read_certificates(options.tls_cert_file)[0]
-        except ValueError as error:
-            yield "tls_cert_file", str(error)
-        else:
-            if certificate.not_valid_after_utc < now:
-                yield "tls_cert_file", f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            elif certificate.not_valid_before_utc > now:
-                yield "tls_cert_file", f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d} UTC"
-    if options.tls_key_file is not None:
-        yield from _key_errors(options.tls_key_file, certificate)
-    if options.tls_ca_file is not None:
-        try:
-            read_certificates(options.tls_ca_file)
-        except ValueError as error:
-            yield "tls_ca_file", str(error)
-    if options.tls_crl_file is not None:
-        try:
-            read_revoked(options.tls_crl_file)
-        except ValueError as error:
-            yield "tls_crl_file", str(error)
-    try:
-        parse_protocols(options.tls_protocols)
-    except ValueError as error:
-        yield "tls_protocols", str(error)
 
 
 def read_revoked(path: str) -> list[x509.CertificateRevocationList]:
     """The revocation lists of a PEM file. Raises ValueError with what is wrong with it."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+    data = _read(path)
     begin, end = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
     try:
         lists = [
@@ -149,35 +114,144 @@ def read_revoked(path: str) -> list[x509.CertificateRevocationList]:
     return lists
 
 
-def _key_errors(path: str, certificate: x509.Certificate | None) -> Iterator[tuple[str, str]]:
+def errors(options: TlsOptions, now: datetime | None = None) -> Iterator[tuple[str, str]]:
+    """What makes ``options`` unusable, as pairs of option and text."""
+    checks: tuple[tuple[str, Callable[[str], object]], ...] = (
+        ("tls_cert_file", lambda path: _check_dates(path, now or datetime.now(UTC))),
+        ("tls_key_file", lambda path: _check_key(path, options.tls_cert_file)),
+        ("tls_ca_file", read_certificates),
+        ("tls_crl_file", read_revoked),
+        ("tls_protocols", parse_protocols),
+        ("tls_ciphers", _check_ciphers),
+        ("tls_ciphersuites", _check_ciphersuites),
+    )
+    for key, check in checks:
+        value = getattr(options, key)
+        if value is not None:
+            try:
+                check(value)
+            except ValueError as error:
+                yield key, str(error)
+
+
+def _read(path: str) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        yield "tls_key_file", f"cannot be read: {error.strerror}"
-        return
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
+def _check_dates(path: str, now: datetime) -> None:
+    certificate = read_certificates(path)[0]
+    if certificate.not_valid_after_utc < now:
+        raise ValueError(f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if certificate.not_valid_before_utc > now:
+        raise ValueError(f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d} UTC")
+
+
+def _check_key(path: str, certificate_path: str | None) -> None:
+    data = _read(path)
     try:
         key = load_pem_private_key(data, password=None)
     except TypeError:
-        yield "tls_key_file", "is encrypted: gpooler cannot ask for its passphrase"
-        return
+        raise ValueError("is encrypted: gpooler cannot ask for its passphrase") from None
     except (ValueError, UnsupportedAlgorithm):
-        yield "tls_key_file", "holds no private key in PEM"
+        raise ValueError("holds no private key in PEM") from None
+    if certificate_path is None:
         return
-    if certificate is not None:
-        form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
-            yield "tls_key_file", 'does not fit the certificate in "tls_cert_file"'
+    try:
+        certificate = read_certificates(certificate_path)[0]
+    except ValueError:
+        return  # told of the certificate
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+        raise ValueError('does not fit the certificate in "tls_cert_file"')
+
+
+def _check_ciphers(names: str) -> None:
+    try:
+        SSL.Context(SSL.TLS_METHOD).set_cipher_list(names.encode())
+    except SSL.Error as error:
+        raise ValueError("names no cipher suite that OpenSSL knows") from error
+
+
+def _check_ciphersuites(names: str) -> None:
+    try:
+        SSL.Context(SSL.TLS_METHOD).set_tls13_ciphersuites(names.encode())
+    except SSL.Error as error:
+        raise ValueError("names a cipher suite of TLS 1.3 that OpenSSL does not know") from error
 
 
 def warnings(options: TlsOptions, now: datetime | None = None) -> Iterator[tuple[str, str]]:
     """What will soon make them unusable."""
-    if options.tls_cert_file is None:
-        return
     now = now or datetime.now(UTC)
+    for option in (CERTIFICATE, AUTHORITIES):
+        end = _end(option, getattr(options, option))
+        if end is not None and end - now < EXPIRES_SOON:
+            yield option, _end_text(end, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a file that the configuration names is good no more."""
+
+    section: str  # listen, storage, ldap_endpoint
+    name: str  # of a listener HOST:PORT
+    option: str  # tls_cert_file, tls_ca_file
+    path: str
+    end: datetime
+    days_left: float  # negative when it has expired
+
+    @property
+    def is_soon(self) -> bool:
+        """Whether it is worth a warning."""
+        return timedelta(days=self.days_left) < EXPIRES_SOON
+
+
+def expiries(config: Config, now: datetime | None = None) -> Iterator[Expiry]:
+    """The end of every certificate file in use: of a chain the first, of authorities the last of their ends.
+
+    Reads the files each time, so that a renewed one is seen; one that cannot be read is left out.
+    """
+    now = now or datetime.now(UTC)
+    for section, name, option, path in _files(config):
+        end = _end(option, path)
+        if path is not None and end is not None:
+            yield Expiry(section, name, option, path, end, (end - now) / timedelta(days=1))
+
+
+def expiry_warnings(config: Config, now: datetime | None = None) -> Iterator[str]:
+    """Lines for the log about what has expired or will soon."""
+    now = now or datetime.now(UTC)
+    for one in expiries(config, now):
+        if one.is_soon:
+            yield f'{one.option} of {one.section} "{one.name}", {one.path}: {_end_text(one.end, now)}'
+
+
+def _files(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+    """Section, name, option and path."""
+    for listen in config.listen:
+        if listen.tls is not Tls.DISABLE:
+            name = f"{listen.host}:{listen.port}"
+            yield "listen", name, CERTIFICATE, listen.tls_cert_file
+            yield "listen", name, AUTHORITIES, listen.tls_ca_file
+    for name, storage in config.storage.items():
+        if storage.tls is not Tls.DISABLE:
+            yield "storage", name, CERTIFICATE, storage.tls_cert_file
+            yield "storage", name, AUTHORITIES, storage.tls_ca_file
+    for name, endpoint in config.ldap_endpoint.items():
+        yield "ldap_endpoint", name, AUTHORITIES, endpoint.tls_ca_file
+
+
+def _end(option: str, path: str | None) -> datetime | None:
+    """An old authority may stand beside its successor; None where the file cannot be read."""
     try:
-        certificate = read_certificates(options.tls_cert_file)[0]
+        ends = [one.not_valid_after_utc for one in read_certificates(path)] if path else []
     except ValueError:
-        return
-    left = certificate.not_valid_after_utc - now
-    if timedelta() <= left < EXPIRES_SOON:
-        yield "tls_cert_file", f"expires in {left.days} days, on {certificate.not_valid_after_utc:%Y-%m-%d}"
+        return None
+    return (max if option == AUTHORITIES else min)(ends, default=None)
+
+
+def _end_text(end: datetime, now: datetime) -> str:
+    verb = "has expired" if end < now else f"expires in {(end - now).days} days,"
+    return f"{verb} on {end:%Y-%m-%d}"

@@ -25,7 +25,7 @@ _SUN_PATH_MAX: Final = 107  # unix(7): 108 bytes with the final zero
 class ListenSpec:
     """What one ``[[listen]]`` asks for."""
 
-    index: int  # its place among the [[listen]] tables
+    number: int  # of the [[listen]] table
     host: str | None  # None: a Unix socket in the directory given to bind_listeners
     port: int
     backlog: int
@@ -35,12 +35,12 @@ class ListenSpec:
 class Listener:
     """A listening, non-blocking socket. ``close`` ends it, and removes a Unix socket's files."""
 
-    index: int  # of the [[listen]] table it came from
+    number: int  # of the [[listen]] table it came from
     socket: socket.socket
     host: str  # numeric address, or the path of a Unix socket
     port: int
     is_unix: bool = False
-    lock_fd: int = field(default=-1, repr=False)
+    lock_fd: int = field(default=-1, repr=False)  # of a Unix socket of our own making
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Listener:
         if self.socket.fileno() < 0:
             return
         self.socket.close()
-        if self.is_unix:
+        if self.lock_fd >= 0:
             with suppress(PermissionError):  # made as root: the next start finds it stale
                 _unlink(self.host)
                 _unlink(self.host + ".lock")
@@ -68,13 +68,16 @@ def bind_listeners(
     unix_socket_mode: int | None = None,
     is_reuseport: bool = False,
     options: Sequence[Option] = (),
+    given: Sequence[socket.socket] = (),
 ) -> list[Listener]:
     """Bind and listen for every spec; ``*`` is every IPv4 and IPv6 address, a name all it resolves to.
 
-    ``options`` are set on TCP sockets. Blocks while a name is resolved. All or nothing: raises
-    ConfigurationError that names the address, and leaves no socket behind.
+    ``options`` are set on TCP sockets. ``given``: sockets that listen already, which are taken where their
+    address is asked for. Blocks while a name is resolved. All or nothing: raises ConfigurationError that
+    names the address, and leaves no socket behind.
     """
     listeners: list[Listener] = []
+    ready = {_address(sock): sock for sock in given}
     try:
         for spec in specs:
             if spec.host is None:
@@ -82,9 +85,18 @@ def bind_listeners(
                     raise ConfigurationError(
                         "a listener without host needs unix_socket_dir and unix_socket_mode"
                     )
-                listeners.append(_bind_unix(spec, unix_socket_dir, unix_socket_mode))
+                path = str(Path(unix_socket_dir) / f".s.PGSQL.{spec.port}")
+                sock = ready.pop(path, None)
+                if sock is not None:
+                    listeners.append(Listener(spec.number, sock, path, spec.port, is_unix=True))
+                else:
+                    listeners.append(_bind_unix(spec, path, unix_socket_mode))
             else:
-                listeners.extend(_bind_tcp(spec, listeners, is_reuseport, options))
+                listeners.extend(_bind_tcp(spec, listeners, is_reuseport, options, ready))
+        if ready:
+            raise ConfigurationError(
+                f"the service manager hands over a socket at {next(iter(ready))}, where no [[listen]] is"
+            )
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -93,7 +105,11 @@ def bind_listeners(
 
 
 def _bind_tcp(
-    spec: ListenSpec, bound: Sequence[Listener], is_reuseport: bool, options: Sequence[Option]
+    spec: ListenSpec,
+    bound: Sequence[Listener],
+    is_reuseport: bool,
+    options: Sequence[Option],
+    ready: "dict[_Address, socket.socket]",
 ) -> list[Listener]:
     """One listener for each address of ``spec`` not bound by ``bound`` yet for the same spec."""
     assert spec.host is not None
@@ -101,7 +117,12 @@ def _bind_tcp(
     try:
         for family, address in _resolve(spec):
             try:
-                sock = _listen_tcp(family, address, spec.backlog, is_reuseport, options)
+                taken_over = ready.pop(address[:2], None)
+                if taken_over is not None:
+                    for level, name, value in options:
+                        taken_over.setsockopt(level, name, value)
+                    taken_over.listen(spec.backlog)
+                sock = taken_over or _listen_tcp(family, address, spec.backlog, is_reuseport, options)
             except OSError as error:
                 # A kernel or container without IPv6: "*" is then IPv4 alone.
                 if spec.host == "*" and family == socket.AF_INET6 and _is_no_ipv6(error):
@@ -111,7 +132,7 @@ def _bind_tcp(
                     f"could not listen on {spec.host}:{spec.port} ({address[0]}){taken}: {error.strerror}"
                 ) from error
             name = sock.getsockname()
-            listeners.append(Listener(spec.index, sock, name[0], name[1]))
+            listeners.append(Listener(spec.number, sock, name[0], name[1]))
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -167,9 +188,16 @@ def _is_bound(address: tuple[str, int], bound: Sequence[Listener]) -> bool:
     return any((listener.host, listener.port) == address[:2] for listener in bound)
 
 
-def _bind_unix(spec: ListenSpec, directory: str, mode: int) -> Listener:
+_Address = str | tuple[str, int]
+
+
+def _address(sock: socket.socket) -> _Address:
+    name = sock.getsockname()
+    return name if isinstance(name, str) else (name[0], name[1])
+
+
+def _bind_unix(spec: ListenSpec, path: str, mode: int) -> Listener:
     """Listen on ``.s.PGSQL.<port>``, where libpq looks. Raises ConfigurationError."""
-    path = str(Path(directory) / f".s.PGSQL.{spec.port}")
     if len(os.fsencode(path)) > _SUN_PATH_MAX:
         raise ConfigurationError(f'the path of the Unix socket "{path}" is longer than {_SUN_PATH_MAX} bytes')
     try:
@@ -197,7 +225,7 @@ def _bind_unix(spec: ListenSpec, directory: str, mode: int) -> Listener:
         if isinstance(error, OSError):
             raise ConfigurationError(f'could not listen on "{path}": {error.strerror}') from error
         raise
-    return Listener(spec.index, sock, path, spec.port, is_unix=True, lock_fd=lock_fd)
+    return Listener(spec.number, sock, path, spec.port, is_unix=True, lock_fd=lock_fd)
 
 
 def _lock(path: str) -> int:

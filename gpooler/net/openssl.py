@@ -5,6 +5,7 @@ OpenSSL's functions. Both the addresses and the way to take an object over are p
 their versions are pinned, and ``self_test`` says at start whether they still work that way.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from cryptography.hazmat.bindings.openssl.binding import Binding
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from gpooler.errors import ConfigurationError
 from gpooler.relay import tls
@@ -30,12 +31,50 @@ def load() -> None:
             {
                 name: int(binding.ffi.cast("uintptr_t", binding.ffi.addressof(library, name)))
                 for name in tls.NAMES
-            }
+            },
+            _reason,
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"TLS cannot be used: this version of the package cryptography hides a part of OpenSSL ({error})"
         ) from error
+
+
+def _reason() -> str:
+    """The errors of this thread, in OpenSSL's own words; nothing of files' contents is in them."""
+    library, ffi = Binding().lib, Binding().ffi
+    texts = []
+    while code := library.ERR_get_error():
+        text = library.ERR_reason_error_string(code)
+        texts.append("unknown error" if text == ffi.NULL else ffi.string(text).decode())
+    return "; ".join(texts) or "the connection broke"
+
+
+def accept_alpn(context: SSL.Context) -> None:
+    """Handshakes with clients take PostgreSQL's protocol name if it is offered."""
+    tls.accept_alpn(_address(context))
+
+
+def begin(
+    context: SSL.Context, describe: Callable[[tls.TlsHandshake], object], *, is_heavy: bool
+) -> tls.TlsHandshake:
+    """A handshake with a client; the parameters are those of ``TlsHandshake``."""
+    return tls.TlsHandshake(_address(context), describe, is_heavy)
+
+
+def peer(handshake: tls.TlsHandshake) -> x509.Certificate | None:
+    """The client's certificate. Raises ValueError for one that cannot be read."""
+    binding = Binding()
+    pointer = binding.lib.SSL_get_peer_certificate(binding.ffi.cast("SSL *", handshake.address))
+    if pointer == binding.ffi.NULL:
+        return None
+    certificate: Any = crypto.X509
+    return certificate._from_raw_x509_ptr(pointer).to_cryptography()  # type: ignore[no-any-return]
+
+
+def _address(context: SSL.Context) -> int:
+    private: Any = context
+    return int(Binding().ffi.cast("uintptr_t", private._context))
 
 
 def take_over(connection: SSL.Connection, facts: object) -> tls.TlsSession:
@@ -76,21 +115,20 @@ def _test() -> None:
     context = SSL.Context(SSL.TLS_METHOD)
     context.use_privatekey(key)
     context.use_certificate(certificate)
-    server = SSL.Connection(context, None)
-    server.set_accept_state()
+    server = begin(context, lambda _: None, is_heavy=False)
     client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     client.set_connect_state()
     for _ in range(4):
-        for side, other in ((client, server), (server, client)):
-            try:
-                side.do_handshake()
-            except SSL.WantReadError:
-                pass
-            try:
-                other.bio_write(side.bio_read(65536))
-            except SSL.WantReadError:
-                pass
-    sessions = take_over(client, None), take_over(server, None)
+        try:
+            client.do_handshake()
+        except SSL.WantReadError:
+            pass
+        server.feed(client.bio_read(_TEST_BYTES))
+        is_over = server.step()
+        client.bio_write(server.take())
+        if is_over:
+            break
+    sessions = take_over(client, None), server.session()
     data = bytes(range(256)) * (_TEST_BYTES // 256)
     for _ in range(2):
         for sender, receiver in (sessions, sessions[::-1]):

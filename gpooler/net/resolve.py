@@ -50,12 +50,28 @@ class Address:
         return Address(family, (host, int(port)))
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 class Resolver:
     """Answers are kept for ``ttl_ms``; an answer out of date is better than none."""
 
     def __init__(self, ttl_ms: int) -> None:
-        self._ttl_us = ttl_ms * 1000
+        self.ttl_us = ttl_ms * 1000
         self._cache: dict[tuple[str, int], tuple[int, tuple[Address, ...]]] = {}
+
+    def known(self) -> list[tuple[str, int, tuple[Address, ...]]]:
+        """Names that were resolved: until when each is good (monotonic, us), and its addresses."""
+        return [
+            (host, until_us, found)
+            for (host, _), (until_us, found) in self._cache.items()
+            if not _is_address(host)
+        ]
 
     def addresses(self, endpoint: Endpoint) -> tuple[Address, ...]:
         """The addresses of an endpoint, to be tried in turn. Yields. Raises ServerConnectFailed."""
@@ -80,5 +96,5 @@ class Resolver:
         )
         if not addresses:
             raise ServerConnectFailed(cause=f"{endpoint.host} has no address")
-        self._cache[key] = (monotonic_us() + self._ttl_us, addresses)
+        self._cache[key] = (monotonic_us() + self.ttl_us, addresses)
         return addresses

@@ -1,13 +1,14 @@
 """TLS with clients and with servers: contexts from the configuration, handshakes, and what came of them.
 
-A handshake runs over memory, by pyOpenSSL; what it ends in is a ``TlsSession``, of which no Python is left
-once the relay has it. Modes are libpq's, chapter "SSL Support" of PostgreSQL's documentation.
+A handshake runs over memory, with servers by pyOpenSSL, with clients compiled, as there are many. It ends in
+a ``TlsSession``, of which no Python is left once the relay has it. Modes are libpq's, chapter "SSL
+Support" of PostgreSQL's documentation.
 """
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import gevent
 import gevent.socket
@@ -24,7 +25,7 @@ from gpooler.config.model import Config
 from gpooler.config.words import Tls
 from gpooler.errors import ConfigurationError, ServerConnectFailed
 from gpooler.net import openssl
-from gpooler.relay.tls import TlsSession
+from gpooler.relay.tls import TlsHandshake, TlsSession
 from gpooler.wire import messages
 
 ALPN: Final = b"postgresql"
@@ -53,7 +54,6 @@ class Facts:
     bits: int
     alpn: bytes
     common_names: tuple[str, ...]  # of the peer's certificate, which was verified; empty: it had none
-    has_certificate: bool
     # tls-server-end-point of RFC 5929: the hash of the server's certificate
     binding: bytes
 
@@ -62,19 +62,12 @@ class Facts:
 
 
 class Handshake:
-    """One handshake, bytes in, bytes out."""
+    """One handshake with a server, bytes in, bytes out."""
 
-    def __init__(
-        self, connection: SSL.Connection, binding: bytes | None, *, is_verified: bool, is_heavy: bool
-    ) -> None:
-        """``binding`` None: that of the peer's certificate. ``is_verified``: a peer's certificate was.
-
-        ``is_heavy``: the first step takes a millisecond, with an RSA key.
-        """
+    def __init__(self, connection: SSL.Connection, *, is_verified: bool) -> None:
+        """``is_verified``: the peer's certificate was."""
         self._connection = connection
-        self._binding = binding
         self._is_verified = is_verified
-        self.is_heavy = is_heavy
 
     def feed(self, data: bytes) -> None:
         """Bytes that the peer sent."""
@@ -82,7 +75,6 @@ class Handshake:
 
     def step(self) -> bool:
         """Go on as far as what came allows: whether it is over. Raises TlsFault."""
-        self.is_heavy = False
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
@@ -104,22 +96,13 @@ class Handshake:
         """What it ended in. Once."""
         connection = self._connection
         peer = _peer(connection)
-        binding = self._binding
-        if binding is None:
-            binding = b"" if peer is None else end_point(peer)
-        names: tuple[str, ...] = ()
-        if peer is not None and self._is_verified:
-            names = tuple(
-                str(item.value) for item in peer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-            )
         facts = Facts(
             protocol=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
             bits=connection.get_cipher_bits() or 0,
             alpn=connection.get_alpn_proto_negotiated(),
-            common_names=names,
-            has_certificate=peer is not None and self._is_verified,
-            binding=binding,
+            common_names=_common_names(peer) if self._is_verified else (),
+            binding=b"" if peer is None else end_point(peer),
         )
         return openssl.take_over(connection, facts)
 
@@ -143,7 +126,7 @@ class Acceptor:
                 context.set_verify(mode)
                 for authority in read_certificates(options.tls_ca_file):
                     context.add_client_ca(authority)
-            context.set_alpn_select_callback(_select)
+            openssl.accept_alpn(context)
             certificate = read_certificates(options.tls_cert_file)[0]
         except (SSL.Error, ValueError, OSError) as error:
             raise ConfigurationError(f"TLS: {_reason(error)}") from error
@@ -151,14 +134,27 @@ class Acceptor:
         self._is_verified = options.tls_ca_file is not None
         self._binding = end_point(certificate)
         self._is_heavy = isinstance(certificate.public_key(), rsa.RSAPublicKey)
+        self._facts: dict[tuple[object, ...], Facts] = {}  # they are few: of what both sides can do
         self.is_required = options.tls in ENCRYPTED
-        self.expires_at = certificate.not_valid_after_utc
 
-    def begin(self) -> Handshake:
-        """A handshake with a client."""
-        connection = SSL.Connection(self._context, None)
-        connection.set_accept_state()
-        return Handshake(connection, self._binding, is_verified=self._is_verified, is_heavy=self._is_heavy)
+    def begin(self) -> TlsHandshake:
+        """A handshake with a client; its steps raise ConnectionError."""
+        return openssl.begin(self._context, self._describe, is_heavy=self._is_heavy)
+
+    def _describe(self, handshake: TlsHandshake) -> Facts:
+        names: tuple[str, ...] = ()
+        if self._is_verified:
+            try:
+                names = _common_names(openssl.peer(handshake))
+            except ValueError:
+                pass  # it cannot be read
+        outcome = handshake.outcome()
+        facts = self._facts.get((*outcome, names))
+        if facts is None:
+            facts = Facts(*outcome, common_names=names, binding=self._binding)
+            if not names:
+                self._facts[(*outcome, names)] = facts
+        return facts
 
 
 def prepare(config: Config) -> None:
@@ -167,6 +163,11 @@ def prepare(config: Config) -> None:
     if any(section.tls is not Tls.DISABLE for section in sections):
         openssl.load()
         openssl.self_test()
+
+
+def acceptors(config: Config) -> dict[int, "Acceptor"]:
+    """By the number of their listener, of those that do TLS. Raises ConfigurationError."""
+    return {listen.number: Acceptor(listen) for listen in config.listen if listen.tls is not Tls.DISABLE}
 
 
 def connectors(config: Config) -> dict[str, "Connector"]:
@@ -186,18 +187,18 @@ class Connector:
         self.mode = options.tls
         self._server_name = server_name
         self._context: SSL.Context | None = None
+        # as libpq: with a root certificate "require" verifies the chain, too
+        self._is_verified = options.tls in VERIFYING or options.tls_ca_file is not None
         if options.tls is Tls.DISABLE:
             return
         try:
             context = _context(options)
-            if options.tls in VERIFYING or options.tls_ca_file is not None:
-                # as libpq: with a root certificate "require" verifies the chain, too
+            if self._is_verified:
                 context.set_verify(SSL.VERIFY_PEER)
             context.set_alpn_protos([ALPN])
         except (SSL.Error, ValueError, OSError) as error:
             raise ConfigurationError(f"TLS: {_reason(error)}") from error
         self._context = context
-        self._is_verified = options.tls in VERIFYING or options.tls_ca_file is not None
 
     @property
     def tries(self) -> tuple[bool, ...]:
@@ -227,7 +228,7 @@ class Connector:
         connection.set_connect_state()
         if self._server_name is not None and not _is_address(self._server_name):
             connection.set_tlsext_host_name(self._server_name.encode("idna"))
-        handshake = Handshake(connection, None, is_verified=self._is_verified, is_heavy=False)
+        handshake = Handshake(connection, is_verified=self._is_verified)
         while not self._step(handshake, sock):
             data = sock.recv(_READ)
             if not data:
@@ -313,6 +314,8 @@ def is_named(certificate: x509.Certificate, host: str) -> bool:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = None
+    except (ValueError, x509.DuplicateExtension):
+        return False  # nobody can say for whom it is
     address = ipaddress.ip_address(host) if _is_address(host) else None
     if names is not None:
         if address is not None and address in names.get_values_for_type(x509.IPAddress):
@@ -379,8 +382,11 @@ def _peer(connection: SSL.Connection) -> x509.Certificate | None:
         return None
 
 
-def _select(_: SSL.Connection, offered: Sequence[bytes]) -> Any:
-    return ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+def _common_names(certificate: x509.Certificate | None) -> tuple[str, ...]:
+    if certificate is None:
+        return ()
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return tuple(str(name.value) for name in names)
 
 
 def _reason(error: Exception) -> str:

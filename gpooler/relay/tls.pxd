@@ -58,3 +58,11 @@ cdef class TlsSession:
     cdef readonly object facts
 
     cdef Tls* give(self) noexcept
+
+
+cdef class TlsHandshake:
+    """A Tls that is not a session yet."""
+
+    cdef Tls* tls
+    cdef object describe
+    cdef readonly bint is_heavy

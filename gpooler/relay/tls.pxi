@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from gpooler.relay.io cimport CHUNK, READ_SIZE, io_recv, io_send, iovec
+from gpooler.relay.io cimport CHUNK, RECEIVED_BROKEN, RECEIVED_GOODBYE, RECEIVED_NOTHING, io_recv, iovec
 from gpooler.relay.tls cimport (
     FAT, RECORD, RECORD_MORE, TLS_BROKEN, TLS_CLOSED, Tls, tls_close, tls_free, tls_put, tls_read, tls_slim,
     tls_take, tls_write,
@@ -73,18 +73,18 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
         if part > 0:
             got += part
             if got == room:
-                end = -1
+                end = RECEIVED_NOTHING
                 break
             continue
         if part == TLS_BROKEN:
-            end = -2
+            end = RECEIVED_BROKEN
             break
         if part == TLS_CLOSED:
-            end = -3
+            end = RECEIVED_GOODBYE
             break
         if is_drained:
             conn.flags &= ~<uint16_t> IS_READABLE
-            end = -1
+            end = RECEIVED_NOTHING
             break
         want = room - got
         if want < CHUNK:
@@ -92,19 +92,19 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
         part = io_recv(conn.fd, e.cipher, want)
         if part <= 0:
             end = part
-            if end == -1:
+            if end == RECEIVED_NOTHING:
                 conn.flags &= ~<uint16_t> IS_READABLE
             break
         is_drained = <size_t> part < want and not conn.flags & IS_HUNG_UP
         if not tls_put(conn.tls, e.cipher, part):
-            end = -2
+            end = RECEIVED_BROKEN
             break
     if not tls_send(e, conn, tls_take(conn.tls, e.cipher, CIPHER)) and got == 0:    # a KeyUpdate, an alert
-        end = -2
+        end = RECEIVED_BROKEN
     note_fat(e, conn)
     if got:
         return got                      # an end is found again by the next read
-    if end != -1:
+    if end != RECEIVED_NOTHING:
         conn.flags &= ~<uint16_t> IS_READABLE
     return end
 

@@ -1,6 +1,7 @@
 """TLS of one connection; the design is in the .pxd. No Python object but at the edge, ``TlsSession``."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcmp
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
@@ -9,6 +10,8 @@ cdef enum:
     SSL_ERROR_WANT_READ = 2     # openssl/ssl.h
     SSL_ERROR_ZERO_RETURN = 6
     PYTHON_READ = 16384         # plain bytes handed to Python at once
+    ALPN_OK = 0                 # SSL_TLSEXT_ERR_…, openssl/tls1.h
+    ALPN_NONE = 3
 
 
 # OpenSSL has one error queue a thread; without a look at an empty one SSL_get_error takes an older error.
@@ -25,6 +28,15 @@ ctypedef const void* (*Method)() noexcept nogil
 ctypedef long (*SetLong)(void*, int) noexcept nogil
 ctypedef long (*MemData)(void*, char**) noexcept nogil
 
+ctypedef void* (*New)(void*) noexcept nogil
+ctypedef const void* (*Of)(const void*) noexcept nogil
+ctypedef const char* (*NameOf)(const void*) noexcept nogil
+ctypedef int (*BitsOf)(const void*, int*) noexcept nogil
+ctypedef void (*AlpnOf)(const void*, const unsigned char**, unsigned int*) noexcept nogil
+ctypedef int (*ChooseAlpn)(
+    void*, const unsigned char**, unsigned char*, const unsigned char*, unsigned int, void*) noexcept nogil
+ctypedef void (*SetAlpn)(void*, ChooseAlpn, void*) noexcept nogil
+
 cdef ClearError ERR_clear_error
 cdef Read SSL_read
 cdef Write SSL_write
@@ -39,16 +51,33 @@ cdef Read BIO_read
 cdef Write BIO_write
 cdef SetLong BIO_set_mem_eof_return
 cdef MemData BIO_get_mem_data
+cdef New SSL_new
+cdef Free SSL_set_accept_state
+cdef OfSsl SSL_do_handshake
+cdef NameOf SSL_get_version
+cdef Of SSL_get_current_cipher
+cdef NameOf SSL_CIPHER_get_name
+cdef BitsOf SSL_CIPHER_get_bits
+cdef AlpnOf SSL_get0_alpn_selected
+cdef SetAlpn SSL_CTX_set_alpn_select_cb
+cdef object why = None          # what OpenSSL says of the error that this thread has just seen
 cdef bint is_loaded = False
 
 NAMES = (
     "ERR_clear_error", "SSL_read", "SSL_write", "SSL_get_error", "SSL_shutdown", "SSL_free", "SSL_set_bio",
     "BIO_free", "BIO_new", "BIO_s_mem", "BIO_read", "BIO_write", "BIO_set_mem_eof_return", "BIO_get_mem_data",
+    "SSL_new", "SSL_set_accept_state", "SSL_do_handshake", "SSL_get_version", "SSL_get_current_cipher",
+    "SSL_CIPHER_get_name", "SSL_CIPHER_get_bits", "SSL_get0_alpn_selected", "SSL_CTX_set_alpn_select_cb",
 )
 
 
-def load(dict addresses not None):
-    """Where OpenSSL's functions are: an address for each of ``NAMES``. Raises KeyError."""
+def load(dict addresses not None, reason):
+    """Where OpenSSL's functions are: an address for each of ``NAMES``. Raises KeyError.
+
+    ``reason`` takes the errors of the calling thread from OpenSSL's queue and returns them as text.
+    """
+    global SSL_new, SSL_set_accept_state, SSL_do_handshake, SSL_get_version, SSL_get_current_cipher
+    global SSL_CIPHER_get_name, SSL_CIPHER_get_bits, SSL_get0_alpn_selected, SSL_CTX_set_alpn_select_cb, why
     global ERR_clear_error, SSL_read, SSL_write, SSL_get_error, SSL_shutdown, SSL_free, SSL_set_bio, BIO_free
     global BIO_new, BIO_s_mem, BIO_read, BIO_write, BIO_set_mem_eof_return, BIO_get_mem_data, is_loaded
     ERR_clear_error = <ClearError> <uintptr_t> addresses["ERR_clear_error"]
@@ -65,6 +94,16 @@ def load(dict addresses not None):
     BIO_write = <Write> <uintptr_t> addresses["BIO_write"]
     BIO_set_mem_eof_return = <SetLong> <uintptr_t> addresses["BIO_set_mem_eof_return"]
     BIO_get_mem_data = <MemData> <uintptr_t> addresses["BIO_get_mem_data"]
+    SSL_new = <New> <uintptr_t> addresses["SSL_new"]
+    SSL_set_accept_state = <Free> <uintptr_t> addresses["SSL_set_accept_state"]
+    SSL_do_handshake = <OfSsl> <uintptr_t> addresses["SSL_do_handshake"]
+    SSL_get_version = <NameOf> <uintptr_t> addresses["SSL_get_version"]
+    SSL_get_current_cipher = <Of> <uintptr_t> addresses["SSL_get_current_cipher"]
+    SSL_CIPHER_get_name = <NameOf> <uintptr_t> addresses["SSL_CIPHER_get_name"]
+    SSL_CIPHER_get_bits = <BitsOf> <uintptr_t> addresses["SSL_CIPHER_get_bits"]
+    SSL_get0_alpn_selected = <AlpnOf> <uintptr_t> addresses["SSL_get0_alpn_selected"]
+    SSL_CTX_set_alpn_select_cb = <SetAlpn> <uintptr_t> addresses["SSL_CTX_set_alpn_select_cb"]
+    why = reason
     is_loaded = True
 
 
@@ -222,14 +261,7 @@ cdef class TlsSession:
 
     def take(self):
         """Bytes for the peer."""
-        cdef unsigned char buffer[PYTHON_READ]
-        cdef size_t got
-        cdef list result = []
-        while True:
-            got = tls_take(self.tls, buffer, PYTHON_READ)
-            if got == 0:
-                return b"".join(result)
-            result.append(PyBytes_FromStringAndSize(<char*> buffer, got))
+        return take_all(self.tls)
 
     def close(self):
         """Make a close_notify."""
@@ -240,3 +272,118 @@ cdef class TlsSession:
         cdef unsigned char scratch[PYTHON_READ]
         if not tls_slim(self.tls, scratch, PYTHON_READ):
             raise MemoryError
+
+
+cdef const char* ALPN = b"\x0apostgresql"
+
+
+cdef int choose_alpn(
+        void* ssl, const unsigned char** out, unsigned char* out_size, const unsigned char* offered,
+        unsigned int size, void* nothing) noexcept nogil:
+    """PostgreSQL's protocol if the client offers it, else none: each name has its length before it."""
+    cdef unsigned int at = 0
+    while at < size and offered[at] < size - at:
+        if memcmp(offered + at, ALPN, min(<unsigned int> ALPN[0] + 1, size - at)) == 0:
+            out[0] = offered + at + 1
+            out_size[0] = offered[at]
+            return ALPN_OK
+        at += offered[at] + 1
+    return ALPN_NONE
+
+
+def accept_alpn(uintptr_t context):
+    """Handshakes of the SSL_CTX at that address take the protocol name ``postgresql`` if it is offered."""
+    SSL_CTX_set_alpn_select_cb(<void*> context, choose_alpn, NULL)
+
+
+cdef class TlsHandshake:
+    """A handshake with a client: its bytes in, ours out, and a session at the end."""
+
+    def __cinit__(self, uintptr_t context, describe, bint is_heavy):
+        """``context``: address of the SSL_CTX; ``describe(self)`` gives the session's ``facts``.
+
+        ``is_heavy``: the first step takes a millisecond, with an RSA key.
+        """
+        cdef void* ssl
+        cdef void* incoming
+        cdef void* outgoing
+        self.describe = describe
+        self.is_heavy = is_heavy
+        ERR_clear_error()
+        ssl = SSL_new(<void*> context)
+        if ssl == NULL:
+            raise MemoryError
+        incoming = BIO_new(BIO_s_mem())
+        outgoing = BIO_new(BIO_s_mem())
+        self.tls = tls_new(ssl, incoming, outgoing)
+        if incoming == NULL or outgoing == NULL or self.tls == NULL:
+            free(self.tls)
+            self.tls = NULL
+            SSL_free(ssl)
+            raise MemoryError
+        BIO_set_mem_eof_return(incoming, -1)
+        BIO_set_mem_eof_return(outgoing, -1)
+        SSL_set_bio(ssl, incoming, outgoing)
+        SSL_set_accept_state(ssl)
+
+    def __dealloc__(self):
+        if self.tls != NULL:
+            tls_free(self.tls)
+
+    @property
+    def address(self):
+        """Of the SSL object."""
+        return <uintptr_t> self.tls.ssl
+
+    def feed(self, bytes data not None):
+        """Bytes that the peer sent."""
+        if not tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
+            raise MemoryError
+
+    def step(self):
+        """Go on as far as what came allows: whether it is over. Raises ConnectionError."""
+        cdef int done, error = 0
+        self.is_heavy = False
+        with nogil:
+            ERR_clear_error()
+            done = SSL_do_handshake(self.tls.ssl)
+            if done != 1:
+                error = SSL_get_error(self.tls.ssl, done)
+        if done == 1:
+            return True
+        if error == SSL_ERROR_WANT_READ:
+            return False
+        raise ConnectionError(why())
+
+    def take(self):
+        """Bytes for the peer, also after a fault: an alert."""
+        return take_all(self.tls)
+
+    def outcome(self):
+        """Protocol, cipher, its bits, and the protocol name of ALPN: empty if there is none."""
+        cdef const void* cipher = SSL_get_current_cipher(self.tls.ssl)
+        cdef const unsigned char* alpn = NULL
+        cdef unsigned int size = 0
+        SSL_get0_alpn_selected(self.tls.ssl, &alpn, &size)
+        return (
+            SSL_get_version(self.tls.ssl).decode(), SSL_CIPHER_get_name(cipher).decode(),
+            SSL_CIPHER_get_bits(cipher, NULL), alpn[:size] if size else b"",
+        )
+
+    def session(self):
+        """What it ended in. Once."""
+        cdef TlsSession session = TlsSession.__new__(TlsSession)
+        session.facts = self.describe(self)
+        session.tls = self.tls
+        self.tls = NULL
+        return session
+
+
+cdef bytes take_all(Tls* tls):
+    cdef unsigned char buffer[PYTHON_READ]
+    cdef size_t got = tls_take(tls, buffer, PYTHON_READ)
+    cdef bytes result = buffer[:got]
+    while got == PYTHON_READ:
+        got = tls_take(tls, buffer, PYTHON_READ)
+        result += buffer[:got]
+    return result

@@ -11,6 +11,7 @@ from gpooler.stats.registry import RouteWord
 from scripts.benchmark.measure import pss_bytes
 from tests.harness import Gpooler, Postgres, RawClient, eventually
 from tests.harness.client import ServerError, query
+from tests.harness.console import CONSOLE, console
 from tests.harness.load import ServerWatch
 
 Factory = Callable[..., Gpooler]
@@ -46,7 +47,7 @@ def test_ten_thousand_clients(postgres: Postgres, gpooler_factory: Factory) -> N
     gpooler = gpooler_factory(
         postgres,
         rule={"pool_size": POOL_SIZE},
-        config={"performance": {"workers": 2}, "limits": {"client_max": MANY}},
+        config={**CONSOLE, "limits": {"client_max": MANY}},
     )
     with ServerWatch(postgres) as watch:
         with ExitStack() as stack:
@@ -66,6 +67,13 @@ def test_ten_thousand_clients(postgres: Postgres, gpooler_factory: Factory) -> N
                 client.send(query(f"SELECT {number}"))
             for number, client in enumerate(clients):
                 assert client.rows() == [[str(number)]]
+            # and the console shows each
+            with console(gpooler) as control:
+                shown = control.show("CLIENTS WHERE database = 'app'")
+                assert {(row["addr"], row["port"]) for row in shown} == {
+                    client.socket.getsockname() for client in clients
+                }
+                assert len({row["id"] for row in shown}) == MANY
             # and all go, some without a word, some while they wait
             for client in clients[::4]:
                 client.send(query("SELECT pg_sleep(0.01)"))

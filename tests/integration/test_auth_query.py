@@ -89,6 +89,31 @@ def test_stored_secrets_let_in_and_open_servers_though_no_password_is_configured
     assert not [secret for secret in (*stored, PASSWORD) if secret in gpooler.log()]
 
 
+@pytest.mark.parametrize(
+    ("columns", "cause"),
+    [
+        ("name, 'x', secret", "the third column, valuntil, is no time"),
+        ("name, secret::int", "22P02: a value"),
+    ],
+    ids=["columns in the wrong order", "a cast"],
+)
+def test_a_query_that_is_wrong_about_a_secret_does_not_tell_it(
+    postgres: Postgres,
+    gpooler_factory: Factory,
+    secrets: Callable[[str, str | None], None],
+    columns: str,
+    cause: str,
+) -> None:
+    secrets("anna", "a-secret-of-anna")
+    query = f"SELECT {columns} FROM secrets WHERE name = $1"
+    gpooler = gpooler_factory(
+        postgres, config={**config(query, database="app"), "logging": {"log_debug": True}}
+    )
+    refusal(gpooler, "anna", password="not-her-secret")
+    eventually(lambda: cause in gpooler.log())
+    assert "a-secret" not in gpooler.log()
+
+
 def test_an_invented_user_meets_the_same_exchange_as_a_real_one(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:

@@ -33,6 +33,7 @@ ENTRIES = "".join(
         unit("people"),
         unit("guests"),
         person("ou=people", "alice", ALICE, employeeType="active"),
+        person("ou=people", "scram_user", PASSWORD),
         person("ou=people", "bob", "bob-secret", employeeType="gone"),
         person("ou=people", "smith, j +=x", "smith-secret", employeeType="active"),
         person("ou=people", "void", None, employeeType="active"),
@@ -152,6 +153,16 @@ def test_an_empty_password_is_not_asked_about(
     assert slapd.binds() == before
 
 
+def test_the_password_of_the_directory_opens_the_server(
+    postgres: Postgres, gpooler_factory: Factory, slapd: Slapd
+) -> None:
+    """password_passthrough: it is the same on both sides, and no secret of the server is configured."""
+    config = with_endpoint(search(slapd))["config"]
+    rule = ldap_rule(storage_user=None, password_passthrough=True)
+    gpooler = gpooler_factory(postgres, rule=rule, config=config)
+    assert comes_in(gpooler, "scram_user", PASSWORD) == "scram_user"
+
+
 @pytest.mark.parametrize("endpoint", [direct, search])
 def test_a_name_that_means_something_to_a_directory_is_not_asked_about(
     postgres: Postgres, gpooler_factory: Factory, slapd: Slapd, endpoint: Callable[..., dict[str, Any]]
@@ -243,12 +254,21 @@ def test_a_directory_that_is_down_lets_nobody_in_until_it_is_back(
     comes_in(gpooler, "alice", ALICE)
 
 
+@pytest.mark.parametrize("scheme", ["ldap", "ldaps", "StartTLS"])
 def test_the_next_server_is_asked_where_the_first_is_down(
-    postgres: Postgres, gpooler_factory: Factory, slapd: Slapd
+    postgres: Postgres, gpooler_factory: Factory, slapd: Slapd, scheme: str
 ) -> None:
     # nobody listens there: the whole of 127/8 is this machine
-    gpooler = gpooler_factory(postgres, **with_endpoint(search(slapd, ldapserver=f"127.0.0.77 {slapd.host}")))
-    comes_in(gpooler, "alice", ALICE)
+    options: dict[str, Any] = {
+        "ldapserver": f"127.0.0.77 {slapd.host}",
+        "ldapport": slapd.tls_port if scheme == "ldaps" else slapd.port,
+    }
+    if scheme != "ldap":
+        options["tls_ca_file"] = str(slapd.ca_file)
+        options |= {"ldaptls": True} if scheme == "StartTLS" else {"ldapscheme": scheme}
+    gpooler = gpooler_factory(postgres, **with_endpoint(search(slapd, **options)))
+    for _ in range(2):
+        comes_in(gpooler, "alice", ALICE)
 
 
 @pytest.mark.parametrize("scheme", ["ldap", "ldaps", "starttls"])

@@ -1,5 +1,6 @@
 """The files of a TLS configuration: each mistake has its own words."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 from cryptography import x509
 
 from gpooler.config import certificates
+from gpooler.config.load import load_text
 from gpooler.config.words import Tls
+from gpooler.log import Logger, compile_format
 from gpooler.net.tls import end_point, is_named
+from gpooler.process.broker import warn_daily
 from tests.harness.certificates import Certificates
 
 
@@ -39,6 +43,8 @@ def good(files: Certificates) -> Options:
         tls_ca_file=files.pem("ca"),
         tls_crl_file=files.pem("crl"),
         tls_protocols="tlsv1.2,tlsv1.3",
+        tls_ciphers="HIGH:!aNULL",
+        tls_ciphersuites="TLS_AES_128_GCM_SHA256",
     )
 
 
@@ -62,6 +68,8 @@ def test_every_mistake_has_its_own_words(good: Options, files: Certificates, tmp
         ({"tls_protocols": "sslv3"}, "tls_protocols", 'unknown TLS version "sslv3"'),
         ({"tls_protocols": "tlsv1.1 tlsv1.3"}, "tls_protocols", "has a gap"),
         ({"tls_protocols": " , "}, "tls_protocols", "names no TLS version"),
+        ({"tls_ciphers": "nonsense"}, "tls_ciphers", "names no cipher suite that OpenSSL knows"),
+        ({"tls_ciphersuites": "TLS_NONSENSE"}, "tls_ciphersuites", "names a cipher suite of TLS 1.3"),
     ]
     for change, key, text in cases:
         found = list(certificates.errors(replace(good, **change)))  # type: ignore[arg-type]
@@ -91,6 +99,84 @@ def test_an_encrypted_key_is_refused(files: Certificates, tmp_path: Path) -> Non
     )
     found = list(certificates.errors(Options(tls_key_file=str(locked))))
     assert [text for _, text in found] == ["is encrypted: gpooler cannot ask for its passphrase"]
+
+
+def test_the_end_of_every_file_is_told_and_read_anew(files: Certificates, tmp_path: Path) -> None:
+    own, bundle = tmp_path / "own.pem", tmp_path / "bundle.pem"
+    shutil.copy(files.pem("ending"), own)
+    # an old authority beside one that is good
+    bundle.write_text(Path(files.pem("expired")).read_text() + Path(files.pem("ca")).read_text())
+    config = load_text(f"""
+        [logging]
+        log_format = "%m"
+        [[listen]]
+        host = "*"
+        tls = "verify_ca"
+        tls_cert_file = "{own}"
+        tls_key_file = "{files.key("ending")}"
+        tls_ca_file = "{bundle}"
+        [[listen]]
+        host = "127.0.0.1"
+        [storage.here]
+        type = "remote"
+        host = "localhost"
+        tls = "require"
+        tls_cert_file = "{files.pem("rsa")}"
+        tls_key_file = "{files.key("rsa")}"
+        [storage.plain]
+        type = "remote"
+        host = "localhost"
+        [ldap_endpoint.directory]
+        ldapserver = "localhost"
+        ldapprefix = "uid="
+        ldapscheme = "ldaps"
+        tls_ca_file = "{tmp_path / "none.pem"}"
+        [database.a.user.b]
+        authentication = "none"
+        storage = "here"
+        pool = "session"
+    """)
+    (warning,) = [str(one) for one in config.warnings if "expire" in str(one)]
+    assert "tls_cert_file: expires in 4 days, on 20" in warning
+
+    def told() -> dict[tuple[str, str, str], float]:
+        found = certificates.expiries(config.config)
+        return {(one.section, one.name, one.option): one.days_left for one in found}
+
+    days = told()
+    assert 4 < days["listen", "*:6432", "tls_cert_file"] < 5
+    assert days["listen", "*:6432", "tls_ca_file"] > 30
+    assert days["storage", "here", "tls_cert_file"] > 30
+    assert len(days) == 3
+    (line,) = certificates.expiry_warnings(config.config)
+    assert line.startswith(f'tls_cert_file of listen "*:6432", {own}: expires in 4 days, on 20')
+
+    shutil.copy(files.pem("expired"), own)
+    assert told()["listen", "*:6432", "tls_cert_file"] < 0
+    (line,) = certificates.expiry_warnings(config.config)
+    assert f"{own}: has expired on 20" in line
+    shutil.copy(files.pem("server"), own)
+    assert told()["listen", "*:6432", "tls_cert_file"] > 30
+    assert list(certificates.expiry_warnings(config.config)) == []
+
+
+def test_authorities_count_as_long_as_one_of_them_lasts(good: Options, files: Certificates) -> None:
+    expired = replace(good, tls_ca_file=files.pem("expired"))
+    assert list(certificates.errors(expired)) == []
+    ((key, text),) = certificates.warnings(expired)
+    assert (key, text[:14]) == ("tls_ca_file", "has expired on")
+
+
+def test_what_expires_is_logged_each_day(files: Certificates) -> None:
+    lines: list[str] = []
+    logger = Logger(
+        compile_format("%c %m", pid=1), lambda _, line: lines.append(line), lambda: 0.0, is_debug=False
+    )
+    days = iter([["one"], [], ["two", "three"]])
+    nights = iter(range(3))
+    with pytest.raises(StopIteration):
+        warn_daily(lambda: next(days), logger, lambda: next(nights) and None)
+    assert [line.strip() for line in lines] == [f"config warning: {text}" for text in ("one", "two", "three")]
 
 
 @pytest.mark.parametrize(

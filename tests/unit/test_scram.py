@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256 against the vectors of RFC 7677 and against scramp as an independent peer."""
+"""SCRAM-SHA-256 against the vectors of RFC 5802 and RFC 7677, and against scramp as an independent peer."""
 
 import base64
 
@@ -7,7 +7,8 @@ import scramp
 
 from gpooler.auth import scram
 from gpooler.auth.saslprep import saslprep
-from gpooler.auth.scram import ScramClient, ScramServer, Verifier, derive_keys
+from gpooler.auth.scram import ScramClient, Verifier, derive_keys
+from gpooler.auth.scram_server import ScramServer, prepare
 from gpooler.errors import (
     FeatureNotSupported,
     GpoolerError,
@@ -31,7 +32,7 @@ VERIFIER = Verifier.build(PASSWORD, SALT)
 
 
 def server(**options: bool) -> ScramServer:
-    return ScramServer(VERIFIER, nonce=SERVER_NONCE, **options)
+    return ScramServer(prepare([VERIFIER]), nonce=SERVER_NONCE, **options)
 
 
 def test_server_follows_the_rfc_exchange() -> None:
@@ -47,6 +48,18 @@ def test_client_follows_the_rfc_exchange() -> None:
     assert (challenge.salt, challenge.iterations) == (SALT, 4096)
     assert side.final(challenge, derive_keys(PASSWORD, SALT, 4096)) == CLIENT_FINAL
     side.verify(SERVER_FINAL)
+
+
+def test_messages_up_to_the_proof_are_those_of_rfc_5802() -> None:
+    """Section 5; its proofs are those of SHA-1, which nobody speaks to PostgreSQL."""
+    client_nonce, server_nonce = b"fyko+d2lbbFgONRv9qkxdawL", b"3rfcNHYJY1ZVvWVs7j"
+    client = ScramClient("user", nonce=client_nonce)
+    assert client.first() == b"n,,n=user,r=fyko+d2lbbFgONRv9qkxdawL"
+    salt = base64.b64decode("QSXCR+Q6sek8bf92")
+    first = ScramServer(prepare([Verifier.build(PASSWORD, salt)]), nonce=server_nonce).first(client.first())
+    assert first == b"r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096"
+    final = client.final(client.challenge(first), derive_keys(PASSWORD, salt, 4096))
+    assert final.startswith(b"c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,p=")
 
 
 def test_client_sends_an_empty_user_name_to_postgresql() -> None:
@@ -86,7 +99,7 @@ def test_our_client_logs_in_to_scramp(password: str) -> None:
 
 @pytest.mark.parametrize("password", ["pencil", "pass,word=", "Österreich", "ﬁsh\u00ady", "пароль"])
 def test_scramp_logs_in_to_our_server(password: str) -> None:
-    side = ScramServer(Verifier.build(password.encode(), b"0123456789abcdef"))
+    side = ScramServer(prepare([Verifier.build(password.encode(), b"0123456789abcdef")]))
     peer = scramp.ScramClient(["SCRAM-SHA-256"], "app", password)
     peer.set_server_first(side.first(peer.get_client_first().encode()).decode())
     answer = side.final(peer.get_client_final().encode())
@@ -277,7 +290,7 @@ PLUS = (scram.MECHANISM, scram.MECHANISM_PLUS)
 def bound_exchange(ours: bytes, theirs: bytes) -> bytes | None:
     """A client bound to one channel, a server to another; the server's last word."""
     client = ScramClient(binding=ours, offers=PLUS)
-    side = ScramServer(VERIFIER, binding=theirs, offers_plus=True)
+    side = ScramServer(prepare([VERIFIER]), binding=theirs, offers_plus=True)
     assert client.mechanism == scram.MECHANISM_PLUS
     challenge = client.challenge(side.first(client.first()))
     answer = side.final(client.final(challenge, derive_keys(PASSWORD, SALT, 4096)))
@@ -317,7 +330,7 @@ def test_scramp_speaks_the_same_channel_binding() -> None:
         PASSWORD.decode(),
         channel_binding=("tls-server-end-point", b"certificate"),
     )
-    side = ScramServer(VERIFIER, binding=b"certificate", offers_plus=True)
+    side = ScramServer(prepare([VERIFIER]), binding=b"certificate", offers_plus=True)
     client.set_server_first(side.first(client.get_client_first().encode()).decode())
     answer = side.final(client.get_client_final().encode())
     assert answer is not None

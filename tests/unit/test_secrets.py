@@ -23,6 +23,14 @@ def test_kinds_are_told_apart_as_postgresql_does() -> None:
     assert Secret("SCRAM-SHA-256$nonsense").kind is SecretKind.PLAIN
 
 
+def test_what_a_client_typed_is_a_password_whatever_it_looks_like() -> None:
+    for text in ("pencil", HASH, VERIFIER.format()):
+        secret = Secret.of_password(text.encode())
+        assert secret.plain == text.encode()
+        assert secret.is_password(b"app", text.encode())
+        assert text not in repr(secret)
+
+
 def test_each_kind_serves_what_it_can() -> None:
     assert PLAIN_SECRET.plain == b"pencil"
     assert MD5_SECRET.plain is None
