@@ -1,4 +1,5 @@
-"""Fuzzes the relay's leaves: libFuzzer makes inputs up, sanitizers and the targets' own checks judge them.
+"""Fuzzes the relay's leaves and all that comes before a login: libFuzzer makes inputs up, sanitizers and the
+targets' own checks judge them.
 
 The targets are in tests/fuzz/targets. What is found on the way is kept in build/fuzz/found and used the next
 time; --keep puts the smallest part of it that reaches as much into tests/fuzz/corpus, which the tests replay.
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.build import HERE, ROOT, TARGETS, TREE, build
+from tests.fuzz.build import HERE, ROOT, TARGETS, TREE, build, own_options
 from tests.harness import Unavailable
 
 CORPUS: Final = HERE / "corpus"
@@ -24,7 +25,7 @@ FOUND: Final = TREE / "found"
 BROKEN: Final = TREE / "broken"
 DICTIONARY: Final = HERE / "sql.dict"
 TEXTS: Final = ("scanner", "sql")  # their inputs are SQL; those of the others are acts
-MOST_BYTES: Final = {"scanner": 256, "sql": 256, "queue": 64}
+MOST_BYTES: Final = {"scanner": 256, "sql": 256, "queue": 64, "startup": 400}
 MOST_BYTES_ELSE: Final = 160
 MOST_INPUTS: Final = 80  # kept of a target, where more would only pass the same edges more often
 HANGS_S: Final = 10
@@ -61,6 +62,7 @@ def say(text: str) -> None:
 def command(fuzzer: Path, target: str, *more: str | Path) -> list[str]:
     """The fuzzer with a target's options."""
     options = [f"-max_len={MOST_BYTES.get(target, MOST_BYTES_ELSE)}", f"-timeout={HANGS_S}"]
+    options += own_options(target)
     options += [f"-dict={DICTIONARY}"] if target in TEXTS else ["-len_control=0"]
     return [str(fuzzer), *options, *map(str, more)]
 

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of the relay's leaves under AddressSanitizer: what scripts/fuzz runs."""
+"""Coverage-guided fuzzing under AddressSanitizer: what scripts/fuzz runs."""

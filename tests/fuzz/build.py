@@ -1,6 +1,7 @@
-"""Builds the fuzzer in build/fuzz: the relay's leaves and the targets with sanitizers and libFuzzer.
+"""Builds the fuzzer in build/fuzz: what is fuzzed and the targets with sanitizers and libFuzzer.
 
-Leaves and targets are extension modules, as in gpooler itself; the driver loads them into its own Python.
+Compiled modules are extension modules, as in gpooler itself; the driver loads them into its own Python.
+Python code needs no build: it is that of this tree.
 """
 
 import fcntl
@@ -21,14 +22,25 @@ HERE: Final = ROOT / "tests" / "fuzz"
 TREE: Final = ROOT / "build" / "fuzz"
 BINARY: Final = TREE / "fuzzer"
 MODULES: Final = TREE / "modules"
-LEAVES: Final = ("scanner", "sql", "session", "prepared", "params", "io")
-TARGETS: Final = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.pyx")))
+FUZZED: Final = (
+    "client/entrance", "client/express", "relay/io", "relay/params", "relay/prepared", "relay/scanner",
+    "relay/session", "relay/sql", "relay/tls",
+)  # fmt: skip
+COMPILED: Final = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.pyx")))
+IN_PYTHON: Final = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.py")))
+TARGETS: Final = (*COMPILED, *IN_PYTHON)
 CYTHON: Final = ("-3", "-X", "boundscheck=True,wraparound=False,cdivision=False,initializedcheck=True")
-# Calls through Cython's pointers of a more general type are no fault of ours.
+# Calls through Cython's pointers of a more general type are no fault of ours, nor is its sum of NULL and 0.
 SANITIZERS: Final = (
     "-fsanitize=address,undefined", "-fno-sanitize=function", "-fno-sanitize-recover=undefined",
 )  # fmt: skip
-OPTIONS: Final = ("-O1", "-g", "-fno-omit-frame-pointer", "-DGPOOLER_DEBUG=1", *SANITIZERS)
+OPTIONS: Final = ("-O1", "-g", "-fno-omit-frame-pointer", "-DGPOOLER_DEBUG=1", "-DCYTHON_VECTORCALL_TPNEW=0",
+           *SANITIZERS)  # fmt: skip
+
+
+def own_options(target: str) -> tuple[str, ...]:
+    """What the fuzzer is told of a target: Python keeps what libFuzzer would take for leaks."""
+    return ("-detect_leaks=0",) if target in IN_PYTHON else ()
 
 
 def build() -> Path:
@@ -51,8 +63,8 @@ def build() -> Path:
 
 def _digest(clang: str) -> str:
     """What the fuzzer is made from."""
-    relay = ROOT / "gpooler" / "relay"
-    files = [*relay.glob("*.p[yx][xd]"), *HERE.rglob("*.p[yx][xd]"), HERE / "driver.c", Path(__file__)]
+    sources = (ROOT / "gpooler").rglob("*.p[yx][xd]")
+    files = [*sources, *HERE.rglob("*.p[yx][xd]"), HERE / "driver.c", Path(__file__)]
     digest = hashlib.sha256((sys.version + subprocess.getoutput(f"{clang} --version")).encode())
     for path in sorted(files):
         digest.update(path.read_bytes())
@@ -71,7 +83,8 @@ def _driver(clang: str) -> None:
     try:
         _run(
             clang, *OPTIONS, "-fsanitize=fuzzer", "-rdynamic", f"-I{sysconfig.get_path('include')}",
-            f'-DPYTHON="{getattr(sys, "_base_executable", sys.executable)}"', f'-DMODULES="{MODULES}"',
+            f'-DPYTHON="{getattr(sys, "_base_executable", sys.executable)}"', f'-DROOT="{ROOT}"',
+            f'-DSITE="{sysconfig.get_path("purelib")}"',
             HERE / "driver.c", "-o", BINARY,
             f"-L{config['LIBDIR']}", f"-Wl,-rpath,{config['LIBDIR']}", f"-lpython{config['LDVERSION']}",
             *config["LIBS"].split(), *config["SYSLIBS"].split(),
@@ -84,21 +97,20 @@ def _driver(clang: str) -> None:
 
 
 def _modules(clang: str) -> None:
-    """The extension modules: the leaves under their own names, the targets in a package of theirs."""
+    """The extension modules, under their own names; ``instrumented`` finds them."""
     shutil.rmtree(MODULES, ignore_errors=True)
-    sources = {f"gpooler.relay.{leaf}": ROOT / "gpooler" / "relay" / f"{leaf}.pyx" for leaf in LEAVES}
-    sources |= {f"targets.{target}": HERE / "targets" / f"{target}.pyx" for target in TARGETS}
-    for package in ("gpooler", "gpooler/relay", "targets"):
-        (MODULES / package).mkdir(parents=True)
-        (MODULES / package / "__init__.py").touch()
+    MODULES.mkdir()
+    sources = [ROOT / "gpooler" / f"{name}.pyx" for name in FUZZED]
+    sources += [HERE / "targets" / f"{name}.pyx" for name in COMPILED]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda item: _module(clang, *item), sources.items()))
+        list(pool.map(lambda source: _module(clang, source), sources))
 
 
-def _module(clang: str, name: str, source: Path) -> None:
+def _module(clang: str, source: Path) -> None:
+    name = ".".join(source.relative_to(ROOT).with_suffix("").parts)
     made = TREE / f"{name}.c"
     _run(sys.executable, "-m", "cython", *CYTHON, "--module-name", name, "-I", ROOT, "-o", made, source)
     _run(
         clang, *OPTIONS, "-fsanitize=fuzzer-no-link", "-shared", "-fPIC", "-w",
-        f"-I{sysconfig.get_path('include')}", made, "-o", MODULES / f"{name.replace('.', '/')}.so",
+        f"-I{sysconfig.get_path('include')}", made, "-o", MODULES / f"{name}.so",
     )  # fmt: skip

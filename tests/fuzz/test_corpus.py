@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.build import HERE, TARGETS, build
+from tests.fuzz.build import HERE, TARGETS, build, own_options
 from tests.harness import Unavailable
 
 CORPUS = HERE / "corpus"
@@ -25,7 +25,12 @@ def fuzzer() -> Path:
 def run(fuzzer: Path, target: str, *inputs: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GPOOLER_FUZZ_TARGET": target}
     return subprocess.run(
-        [fuzzer, *inputs], env=environment, capture_output=True, text=True, errors="replace", timeout=BUILD_S
+        [fuzzer, *own_options(target), *inputs],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=BUILD_S,
     )
 
 
