@@ -2,71 +2,27 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from gpooler.config.certificates import AUTHORITIES, Expiry
 from gpooler.reasons import Reason
-from gpooler.stats.registry import ERROR_BASE, ProcessWord, RouteWord
+from gpooler.stats.catalogue import (
+    NORMAL_ENDS,
+    PROCESS_COUNTERS,
+    PROCESS_GAUGES,
+    ROUTE_COUNTERS,
+    ROUTE_GAUGES,
+    ROUTE_TIMES,
+)
+from gpooler.stats.quantiles import Quantile
+from gpooler.stats.registry import ERROR_BASE
 from gpooler.stats.snapshot import Block, Snapshot, average, grown, oldest_wait_us, process_grown
 
 NAME_MOST: Final = 200  # bytes of one part: a file name for Graphite
 _DIGEST: Final = 12
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9_-]|-(?=x)")
-
-NORMAL_ENDS: Final = frozenset(
-    {
-        Reason.CLIENT_TERMINATED,
-        Reason.SHUTDOWN,
-        Reason.SERVER_LIFETIME,
-        Reason.SERVER_IDLE,
-        Reason.SERVER_RECALLED,
-        Reason.SERVER_SURPLUS,
-        Reason.SERVER_CLIENT_LEFT,
-    }
-)
-"""Reasons that are nobody's error: counted under ``ends``, the others under ``errors``."""
-
-_ROUTE_GAUGES: Final = {
-    "clients.total": RouteWord.CLIENTS,
-    "clients.active": RouteWord.CLIENTS_ACTIVE,
-    "clients.waiting": RouteWord.CLIENTS_WAITING,
-    "servers.active": RouteWord.SERVERS_ACTIVE,
-    "servers.idle": RouteWord.SERVERS_IDLE,
-    "servers.login": RouteWord.SERVERS_LOGIN,
-    "servers.closing": RouteWord.SERVERS_CLOSING,
-}
-_ROUTE_COUNTS: Final = {
-    "transactions": RouteWord.TRANSACTIONS,
-    "queries": RouteWord.QUERIES,
-    "bytes.in": RouteWord.BYTES_IN,
-    "bytes.out": RouteWord.BYTES_OUT,
-    "assignments": RouteWord.ASSIGNMENTS,
-    "deploys": RouteWord.DEPLOYS,
-    "resets": RouteWord.RESETS,
-    "pins": RouteWord.PINS,
-    "cancels": RouteWord.CANCELS,
-    "logins": RouteWord.LOGINS,
-    "servers.opened": RouteWord.SERVERS_OPENED,
-}
-_ROUTE_TIMES: Final = {
-    "time.wait": (RouteWord.WAIT_US, RouteWord.ASSIGNMENTS),
-    "time.query": (RouteWord.QUERY_US, RouteWord.QUERIES),
-    "time.transaction": (RouteWord.TRANSACTION_US, RouteWord.TRANSACTIONS),
-}
-_PROCESS_GAUGES: Final = {
-    "clients": ProcessWord.CLIENTS,
-    "clients_login": ProcessWord.CLIENTS_LOGIN,
-    "listening": ProcessWord.LISTENING,
-}
-_PROCESS_COUNTS: Final = {
-    "logins": ProcessWord.LOGINS,
-    "login_errors": ProcessWord.LOGIN_ERRORS,
-    "broker_messages.sent": ProcessWord.BROKER_SENT,
-    "broker_messages.received": ProcessWord.BROKER_RECEIVED,
-    "lost.log_lines": ProcessWord.LOG_LINES_LOST,
-    "lost.text_events": ProcessWord.TEXT_EVENTS_LOST,
-}
 
 
 class Kind(StrEnum):
@@ -85,26 +41,39 @@ class Metric(NamedTuple):
     value: float
 
 
-def metrics(before: Snapshot | None, now: Snapshot) -> Iterator[Metric]:
+def metrics(before: Snapshot | None, now: Snapshot, quantiles: Iterable[Quantile] = ()) -> Iterator[Metric]:
     """What to tell of the time between two snapshots; of the first one the gauges only.
 
     ``process.…`` is about all workers, ``routes.DATABASE.USER.…`` about a route: the names of its rule, or
     those on the server where the rule says ``default``.
     """
     yield Metric("process.workers", Kind.GAUGE, now.workers)
-    for name, word in _PROCESS_GAUGES.items():
-        yield Metric(f"process.{name}", Kind.GAUGE, now.process[word])
+    for row in PROCESS_GAUGES:
+        yield Metric(row.statsd, Kind.GAUGE, now.process[row.word])
     if before is not None:
         growth = process_grown(before.process, now.process)
-        for name, word in _PROCESS_COUNTS.items():
-            yield Metric(f"process.{name}", Kind.COUNT, growth[word])
+        for row in PROCESS_COUNTERS:
+            yield Metric(row.statsd, Kind.COUNT, growth[row.word])
+    yield from _uses(before, now)
     for route, block in now.routes.items():
         prefix = f"routes.{safe(route.database)}.{safe(route.user)}"
-        for name, gauge in _ROUTE_GAUGES.items():
-            yield Metric(f"{prefix}.{name}", Kind.GAUGE, block[gauge])
+        for row in ROUTE_GAUGES:
+            yield Metric(f"{prefix}.{row.statsd}", Kind.GAUGE, block[row.word])
         yield Metric(f"{prefix}.clients.maxwait_ms", Kind.GAUGE, oldest_wait_us(block, now.at_us) / 1000)
         if before is not None:
             yield from _happened(prefix, grown(before.routes.get(route), block))
+    for quantile in quantiles:
+        prefix = f"routes.{safe(quantile.route.database)}.{safe(quantile.route.user)}"
+        percent = f"{quantile.q * 100:.6g}".replace(".", "_")
+        name = f"{prefix}.quantiles.{quantile.time.name.lower()}.p{percent}_ms"
+        yield Metric(name, Kind.GAUGE, quantile.us / 1000)
+
+
+def certificate_metrics(expiries: Iterable[Expiry]) -> Iterator[Metric]:
+    """Days until they end: ``process.certificate_days.SECTION.NAME``, of authorities ``authority_days``."""
+    for one in expiries:
+        what = "authority_days" if one.option == AUTHORITIES else "certificate_days"
+        yield Metric(f"process.{what}.{one.section}.{safe(one.name)}", Kind.GAUGE, one.days_left)
 
 
 def safe(part: str) -> str:
@@ -125,13 +94,24 @@ def safe_prefix(prefix: str) -> str:
     return ".".join([safe(part) for part in prefix.split(".") if part])
 
 
+def _uses(before: Snapshot | None, now: Snapshot) -> Iterator[Metric]:
+    for name, use in now.uses.items():
+        yield Metric(f"process.{name}.resident_bytes", Kind.GAUGE, use.resident_bytes)
+        if use.open_fds is not None:
+            yield Metric(f"process.{name}.open_fds", Kind.GAUGE, use.open_fds)
+        if before is not None and name in before.uses:
+            cpu_ms = use.cpu_ms - before.uses[name].cpu_ms
+            yield Metric(f"process.{name}.cpu_ms", Kind.COUNT, use.cpu_ms if cpu_ms < 0 else cpu_ms)
+
+
 def _happened(prefix: str, growth: Block) -> Iterator[Metric]:
-    for name, word in _ROUTE_COUNTS.items():
-        yield Metric(f"{prefix}.{name}", Kind.COUNT, growth[word])
-    for name, (time_word, count_word) in _ROUTE_TIMES.items():
-        mean_us = average(growth, time_word, count_word)
-        if mean_us is not None:
-            yield Metric(f"{prefix}.{name}", Kind.TIME, mean_us / 1000)
+    for row in ROUTE_COUNTERS:
+        yield Metric(f"{prefix}.{row.statsd}", Kind.COUNT, growth[row.word])
+    for time in ROUTE_TIMES:
+        if time.sum_word is not None and time.count_word is not None:
+            mean_us = average(growth, time.sum_word, time.count_word)
+            if mean_us is not None:
+                yield Metric(f"{prefix}.{time.statsd}", Kind.TIME, mean_us / 1000)
     for reason in Reason:
         count = growth[ERROR_BASE + reason]
         if count and reason != Reason.NONE:

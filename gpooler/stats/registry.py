@@ -1,16 +1,20 @@
 """The one table of counters and gauges: their places in shared memory, names and meanings.
 
 A worker's shared memory is an array of aligned 64-bit words: one block for the process, then one
-block a route, found by route id. Each word has one writer: the relay thread or the worker's hub.
-``relay/counters.pxd`` repeats the indices; a test compares them.
+block a route, found by route id. Behind them lie the histograms of times (``stats/histogram.py``): those that
+the relay writes, then those of the hub, so that the two share no page. Each word has one writer: the relay
+thread or the worker's hub. ``relay/counters.pxd`` repeats the indices; a test compares them.
 """
 
 from enum import IntEnum
 from typing import Final
 
+from gpooler.stats.histogram import HISTOGRAM_WORDS
+
 WORDS_PER_BLOCK: Final = 64
 MAX_ROUTES: Final = 65536  # sparse memory: a block costs a page share only when its route is used
-ERROR_BASE: Final = 24  # words 24..63 of a route block count ends and refused requests by reasons.Reason
+ERROR_BASE: Final = 24  # words 24..57 of a route block count ends and refused requests by reasons.Reason
+PAGE_WORDS: Final = 512
 
 
 class ProcessWord(IntEnum):
@@ -29,6 +33,9 @@ class ProcessWord(IntEnum):
     LOGIN_ERRORS = 10
     FOLDED = 11  # 1: the process is dead and its counters lie in the past's (master)
     FOLD_SEQUENCE = 12  # of the past's block: odd while the master folds (master)
+    CONSOLES = 13  # gauge: clients of the console (hub)
+    PHASE = 32  # of the past's block: where the life of the master stands, a process.context.Phase (master)
+    PID = 33  # (hub)
 
 
 class RouteWord(IntEnum):
@@ -57,6 +64,38 @@ class RouteWord(IntEnum):
     OLDEST_WAIT_US = 20  # monotonic time in us at which the head of the queue began to wait, 0 none
     SERVERS_OPENED = 21  # (hub)
     CLIENTS_ADMITTED = 22  # gauge (hub): clients counted against the rule's client_max
+    # behind the reasons
+    SERVERS_RESETTING = 23  # gauge: a part of SERVERS_ACTIVE
+    SERVERS_CANCELLED = 58  # gauge (hub): cancel requests are under way to them
+    CANCELS_ACTIVE = 59  # gauge (hub): cancel requests being delivered
+    CANCELS_WAITING = 60  # gauge (hub): cancel requests that wait for their turn
+    CLIENT_PARSES = 61  # Parse messages of clients
+    SERVER_PARSES = 62  # Parse messages to servers
+    BINDS = 63
+
+
+class Time(IntEnum):
+    """What histograms of a route measure. The sums of the relay's are words of the route's block."""
+
+    WAIT = 0  # of clients for a server; no time for those that found one at once
+    QUERY = 1
+    TRANSACTION = 2
+    CONNECT = 3  # (hub) until a server is open and logged in
+    LOGIN = 4  # (hub) of clients, from the accepted connection to the relay
+
+
+HUB_TIMES: Final = 3  # from here on times are the hub's
+RELAY_TIME_WORDS: Final = HUB_TIMES * HISTOGRAM_WORDS  # of one route
+HUB_TIME_WORDS: Final = (len(Time) - HUB_TIMES) * HISTOGRAM_WORDS
+RELAY_TIMES_AT: Final = -(-(1 + MAX_ROUTES) * WORDS_PER_BLOCK // PAGE_WORDS) * PAGE_WORDS
+HUB_TIMES_AT: Final = RELAY_TIMES_AT + MAX_ROUTES * RELAY_TIME_WORDS
+END_AT: Final = HUB_TIMES_AT + MAX_ROUTES * HUB_TIME_WORDS
+TIME_SUMS: Final = {
+    Time.WAIT: RouteWord.WAIT_US,
+    Time.QUERY: RouteWord.QUERY_US,
+    Time.TRANSACTION: RouteWord.TRANSACTION_US,
+}
+"""Where the sums of the relay's times stand; the hub's are the last word of their histogram."""
 
 
 ROUTE_GAUGES: Final = frozenset(
@@ -70,6 +109,10 @@ ROUTE_GAUGES: Final = frozenset(
         RouteWord.SERVERS_CLOSING,
         RouteWord.CLIENTS_ADMITTED,
         RouteWord.OLDEST_WAIT_US,
+        RouteWord.SERVERS_RESETTING,
+        RouteWord.SERVERS_CANCELLED,
+        RouteWord.CANCELS_ACTIVE,
+        RouteWord.CANCELS_WAITING,
     }
 )
 """Words that say how things stand; they end with their process and are never folded."""

@@ -2,12 +2,14 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gevent
 
+from gpooler.config.certificates import Expiry
 from gpooler.log import LogContext, Logger
-from gpooler.stats.metrics import Kind, Metric, metrics
+from gpooler.stats.metrics import Kind, Metric, certificate_metrics, metrics
+from gpooler.stats.quantiles import Quantile
 from gpooler.stats.snapshot import Snapshot
 from gpooler.stats.statsd import Statsd
 from gpooler.stats.summary import summary
@@ -24,13 +26,20 @@ class Reporter:
         logger: Logger,
         is_logged: bool,
         statsd: Statsd | None,
+        expiries: Callable[[], Iterable[Expiry]] = tuple,
+        quantiles: Callable[[], tuple[Quantile, ...]] = tuple,
     ) -> None:
-        """``take`` makes a snapshot; ``is_logged`` is ``log_stats``; ``statsd`` stays the caller's."""
+        """``take`` makes a snapshot; ``is_logged`` is ``log_stats``; ``statsd`` stays the caller's.
+
+        ``quantiles`` ends an interval and says what it was like.
+        """
         self._take = take
+        self._expiries = expiries
         self._interval_s = interval_s
         self._logger = logger
         self._is_logged = is_logged
         self._statsd = statsd
+        self._quantiles = quantiles
         self._before: Snapshot | None = None
 
     def run(self) -> None:
@@ -47,7 +56,7 @@ class Reporter:
 
     def report(self) -> None:
         """Tell what happened since the last call; the first one has only gauges to tell. Yields."""
-        before, now = self._before, self._take()
+        before, now, quantiles = self._before, self._take(), self._quantiles()
         self._before = now
         if self._is_logged and before is not None:
             for route, line in summary(before, now):
@@ -58,7 +67,8 @@ class Reporter:
             # A resolver that hangs must not hold up the next lines of the log.
             is_sent = False
             with gevent.Timeout(self._interval_s, exception=False):
-                self._statsd.send([*metrics(before, now), lost])
+                certificates = certificate_metrics(self._expiries())
+                self._statsd.send([*metrics(before, now, quantiles), *certificates, lost])
                 is_sent = True
             if not is_sent:
                 self._statsd.failed += 1

@@ -9,22 +9,33 @@ those of ``used_routes``).
 import ctypes
 import mmap
 import os
+from array import array
 from collections.abc import Iterator
 from typing import Final
 
 from gpooler.reasons import Reason
+from gpooler.stats.histogram import HISTOGRAM_WORDS, SUM_AT, Histogram, added, bucket_of
 from gpooler.stats.registry import (
+    END_AT,
     ERROR_BASE,
+    HUB_TIME_WORDS,
+    HUB_TIMES,
+    HUB_TIMES_AT,
     MAX_ROUTES,
     PROCESS_COUNTERS,
+    RELAY_TIME_WORDS,
+    RELAY_TIMES_AT,
     ROUTE_GAUGES,
+    TIME_SUMS,
     WORDS_PER_BLOCK,
     ProcessWord,
     RouteWord,
+    Time,
 )
 
 _BLOCK_BYTES: Final = WORDS_PER_BLOCK * 8
-_SIZE: Final = (1 + MAX_ROUTES) * _BLOCK_BYTES
+_BLOCKS_BYTES: Final = (1 + MAX_ROUTES) * _BLOCK_BYTES
+_SIZE: Final = END_AT * 8
 _MASK: Final = (1 << 64) - 1
 _COUNTER_WORDS: Final = tuple(word for word in range(WORDS_PER_BLOCK) if word not in ROUTE_GAUGES)
 _SUM_RETRIES: Final = 100  # a fold takes microseconds; a reader that is so unlucky takes what it has
@@ -102,15 +113,33 @@ class SharedCounters:
         at = (1 + route_id) * WORDS_PER_BLOCK
         return self._words[at : at + WORDS_PER_BLOCK].tolist()
 
+    def observe(self, route_id: int, time: Time, us: int) -> None:
+        """Count a time of the hub's in its histogram; for the hub."""
+        at = _histogram_at(route_id, time)
+        self._words[at + bucket_of(us)] += 1
+        self._words[at + SUM_AT] = (self._words[at + SUM_AT] + us) & _MASK
+
+    def histogram(self, route_id: int, time: Time) -> Histogram:
+        """A copy of the histogram of a route that something was counted of (others may be holes)."""
+        at = _histogram_at(route_id, time)
+        return self._words[at : at + HISTOGRAM_WORDS].tolist()
+
+    def add_histogram(self, route_id: int, time: Time, histogram: Histogram) -> None:
+        """Add another one to it; for its one writer."""
+        at = _histogram_at(route_id, time)
+        self._words[at : at + HISTOGRAM_WORDS] = memoryview(
+            array("Q", added(self.histogram(route_id, time), histogram))
+        )
+
     def used_routes(self) -> Iterator[int]:
         """Ids of routes whose block lies in a page that somebody touched; holes stay holes."""
         at = _BLOCK_BYTES
-        while at < _SIZE:
+        while at < _BLOCKS_BYTES:
             try:
                 start = os.lseek(self.fd, at, os.SEEK_DATA)
             except OSError:  # ENXIO: nothing but a hole up to the end
                 return
-            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), _SIZE)
+            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), _BLOCKS_BYTES)
             yield from range(max(start, _BLOCK_BYTES) // _BLOCK_BYTES - 1, at // _BLOCK_BYTES - 1)
 
 
@@ -130,6 +159,8 @@ def fold(past: SharedCounters, dead: SharedCounters) -> None:
         for word in _COUNTER_WORDS:
             if block[word]:
                 past.add_route(route_id, word, block[word])
+        for time in _measured(block):
+            past.add_histogram(route_id, time, dead.histogram(route_id, time))
     dead.set_process(ProcessWord.FOLDED, 1)
     past.add_process(ProcessWord.FOLD_SEQUENCE)
 
@@ -137,9 +168,10 @@ def fold(past: SharedCounters, dead: SharedCounters) -> None:
 class Totals:
     """Sums over several workers' counters and the past of dead ones. Owns what is attached."""
 
-    def __init__(self, past: SharedCounters) -> None:
+    def __init__(self, past: SharedCounters, live: dict[int, SharedCounters] | None = None) -> None:
+        """``live``: those to begin with, which stay the caller's as long as nothing is attached."""
         self._past = past
-        self._live: dict[int, SharedCounters] = {}
+        self._live = live or {}
 
     def attach(self, worker: int, counters: SharedCounters) -> None:
         """Count ``counters`` in as those of ``worker``; what stood there before is closed."""
@@ -174,6 +206,24 @@ class Totals:
                 break
         return total
 
+    def histograms(self, route_id: int) -> dict[Time, Histogram]:
+        """The histograms of a route over all workers; what was never measured is left out."""
+        for _ in range(_SUM_RETRIES):
+            before = self._past.process(ProcessWord.FOLD_SEQUENCE)
+            total: dict[Time, Histogram] = {}
+            for counters in (self._past, *self._live.values()):
+                if counters.process(ProcessWord.FOLDED):
+                    continue
+                block = counters.route_block(route_id)
+                for time in _measured(block):
+                    histogram = counters.histogram(route_id, time)
+                    if time in TIME_SUMS:
+                        histogram[SUM_AT] = block[TIME_SUMS[time]]
+                    total[time] = added(total[time], histogram) if time in total else histogram
+            if before % 2 == 0 and before == self._past.process(ProcessWord.FOLD_SEQUENCE):
+                break
+        return total
+
     def process(self) -> list[int]:
         """64 words of the process block over all workers; beats and flags are not meaningful."""
         for _ in range(_SUM_RETRIES):
@@ -191,3 +241,17 @@ class Totals:
 def errors_of(block: list[int]) -> dict[Reason, int]:
     """Ends by reason in a route's block; reasons that never happened are left out."""
     return {reason: block[ERROR_BASE + reason] for reason in Reason if block[ERROR_BASE + reason]}
+
+
+def _histogram_at(route_id: int, time: Time) -> int:
+    if time < HUB_TIMES:
+        return RELAY_TIMES_AT + route_id * RELAY_TIME_WORDS + time * HISTOGRAM_WORDS
+    return HUB_TIMES_AT + route_id * HUB_TIME_WORDS + (time - HUB_TIMES) * HISTOGRAM_WORDS
+
+
+def _measured(block: list[int]) -> Iterator[Time]:
+    """Which histograms of a route are no holes, by its counters."""
+    if block[RouteWord.ASSIGNMENTS] or block[RouteWord.WAIT_US]:
+        yield from (Time.WAIT, Time.QUERY, Time.TRANSACTION)
+    if block[RouteWord.SERVERS_OPENED] or block[RouteWord.LOGINS]:
+        yield from (Time.CONNECT, Time.LOGIN)

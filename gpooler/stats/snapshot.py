@@ -1,7 +1,7 @@
 """All counters at one moment, and what happened between two of them. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from gpooler.stats.registry import ROUTE_GAUGES, WORDS_PER_BLOCK, RouteWord
@@ -17,6 +17,22 @@ class RouteName(NamedTuple):
     user: str
 
 
+class NamedRoute(NamedTuple):
+    """A route for those who tell of it."""
+
+    route_id: int
+    name: RouteName
+    quantiles: tuple[float, ...]  # that its rule asks for
+
+
+class ProcessUse(NamedTuple):
+    """What a process uses."""
+
+    resident_bytes: int
+    cpu_ms: int
+    open_fds: int | None  # None: not to be known
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Sums over all workers. ``at_us`` is monotonic."""
@@ -25,6 +41,7 @@ class Snapshot:
     workers: int  # how many live
     process: Block
     routes: dict[RouteName, Block]
+    uses: dict[str, ProcessUse] = field(default_factory=dict)  # by process: master, broker, worker_1 …
 
 
 class Sums(Protocol):
@@ -41,7 +58,12 @@ class Sums(Protocol):
         """Sums of the process blocks."""
 
 
-def take(at_us: int, sums: Sums, routes: Iterable[tuple[int, str, str]]) -> Snapshot:
+def take(
+    at_us: int,
+    sums: Sums,
+    routes: Iterable[tuple[int, str, str]],
+    uses: dict[str, ProcessUse] | None = None,
+) -> Snapshot:
     """A snapshot of ``routes``, given as (route id, database, user); those of one name are added up."""
     blocks: dict[RouteName, Block] = {}
     for route_id, database, user in routes:
@@ -49,7 +71,8 @@ def take(at_us: int, sums: Sums, routes: Iterable[tuple[int, str, str]]) -> Snap
         block = sums.route(route_id)
         before = blocks.get(name)
         blocks[name] = block if before is None else _added(before, block)
-    return Snapshot(at_us, len([number for number in sums.workers if number]), sums.process(), blocks)
+    workers = len([number for number in sums.workers if number])
+    return Snapshot(at_us, workers, sums.process(), blocks, uses or {})
 
 
 def grown(before: Block | None, now: Block) -> Block:

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gevent
 import pytest
@@ -19,6 +21,7 @@ from gpooler.stats.shared import SharedCounters, Totals
 from gpooler.stats.snapshot import Snapshot, take
 from gpooler.stats.statsd import Statsd
 from tests.harness import Gpooler, Postgres, eventually
+from tests.harness.certificates import Certificates
 from tests.harness.client import ServerError, cancel_request, query
 
 Factory = Callable[..., Gpooler]
@@ -332,3 +335,30 @@ def test_rules_with_the_same_server_are_told_apart(
         two.query("SELECT 3")
         eventually(lambda: got.read().counts["gpooler.routes.one.trust_user.queries"] == 1, within=10)
         eventually(lambda: got.read().counts["gpooler.routes.two.web.queries"] == 2, within=10)
+
+
+def test_days_to_the_end_of_a_certificate(
+    postgres: Postgres, gpooler_factory: Factory, server: socket.socket, tmp_path: Path
+) -> None:
+    """They are those of the file as it is: a renewed one is seen, and one that has expired is below zero."""
+    files = Certificates(tmp_path)
+    own = tmp_path / "own.pem"
+    shutil.copy(files.pem("ending"), own)
+    options = {**files.options("ending", "require"), "tls_cert_file": str(own)}
+    gpooler = gpooler_factory(postgres, listener=options, config=reporting(server))
+    assert "tls_cert_file: expires in 4 days, on 20" in gpooler.log()
+    received = Received(server)
+    name = f"gpooler.process.certificate_days.listen.127-x2e0-x2e0-x2e1-x3a{gpooler.port}"
+
+    def days() -> float:
+        return received.read().gauges.get(name, 0)
+
+    eventually(lambda: 4 < days() <= 5)
+    shutil.copy(files.pem("expired"), own)
+    eventually(lambda: days() < 0)
+    shutil.copy(files.pem("server"), own)
+    eventually(lambda: days() > 30)
+    shutil.copy(files.pem("ending"), own)
+    eventually(lambda: days() <= 5)
+    gpooler.reload(listener={"tls_cert_file": files.pem("rsa"), "tls_key_file": files.key("rsa")})
+    eventually(lambda: days() > 30)

@@ -1,12 +1,22 @@
 """Snapshots as metrics and as log lines."""
 
 import string
+from datetime import UTC, datetime
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gpooler.config.certificates import Expiry
 from gpooler.reasons import Reason
-from gpooler.stats.metrics import NAME_MOST, Kind, Metric, metrics, safe, safe_prefix
+from gpooler.stats.metrics import (
+    NAME_MOST,
+    Kind,
+    Metric,
+    certificate_metrics,
+    metrics,
+    safe,
+    safe_prefix,
+)
 from gpooler.stats.registry import ERROR_BASE, WORDS_PER_BLOCK, ProcessWord, RouteWord
 from gpooler.stats.snapshot import RouteName, Snapshot, take
 from gpooler.stats.summary import summary
@@ -33,6 +43,20 @@ def told(before: Snapshot | None, now: Snapshot) -> dict[str, tuple[Kind, float]
     found = list(metrics(before, now))
     assert len({metric.name for metric in found}) == len(found)
     return {metric.name.replace("routes.order_app.web.", ""): (metric.kind, metric.value) for metric in found}
+
+
+def test_days_of_certificates_have_a_name_for_each_file() -> None:
+    end = datetime(2030, 1, 1, tzinfo=UTC)
+    expiries = [
+        Expiry("listen", "*:6432", "tls_cert_file", "a.pem", end, 12.5),
+        Expiry("listen", "*:6432", "tls_ca_file", "b.pem", end, 400.0),
+        Expiry("storage", "orders", "tls_cert_file", "c.pem", end, -1.25),
+    ]
+    assert list(certificate_metrics(expiries)) == [
+        Metric("process.certificate_days.listen.-x2a-x3a6432", Kind.GAUGE, 12.5),
+        Metric("process.authority_days.listen.-x2a-x3a6432", Kind.GAUGE, 400.0),
+        Metric("process.certificate_days.storage.orders", Kind.GAUGE, -1.25),
+    ]
 
 
 class FakeSums:

@@ -11,7 +11,8 @@ import pytest
 import gpooler.relay
 from gpooler.reasons import Reason
 from gpooler.stats import registry
-from gpooler.stats.registry import ERROR_BASE, MAX_ROUTES, ProcessWord, RouteWord
+from gpooler.stats.histogram import BUCKETS, HISTOGRAM_WORDS, SUM_AT, bucket_of
+from gpooler.stats.registry import ERROR_BASE, MAX_ROUTES, ProcessWord, RouteWord, Time
 from gpooler.stats.shared import SharedCounters, Totals, errors_of, fold
 
 
@@ -104,7 +105,8 @@ def test_a_dead_workers_counters_are_kept_once_and_its_gauges_are_gone(past: Sha
 
 
 def test_every_reason_has_a_word() -> None:
-    assert ERROR_BASE > max(RouteWord)
+    words = {ERROR_BASE + reason for reason in Reason}
+    assert not words & set(RouteWord)
     assert ERROR_BASE + max(Reason) < registry.WORDS_PER_BLOCK
 
 
@@ -114,4 +116,49 @@ def test_the_relays_constants_are_those_of_the_registry() -> None:
     wanted = {"WORDS_PER_BLOCK": registry.WORDS_PER_BLOCK, "ERROR_BASE": ERROR_BASE}
     wanted |= {f"PROCESS_{word.name}": word.value for word in ProcessWord}
     wanted |= {f"ROUTE_{word.name}": word.value for word in RouteWord}
+    wanted |= {f"TIME_{time.name}": time.value for time in Time}
+    wanted |= {"HISTOGRAM_WORDS": HISTOGRAM_WORDS, "HISTOGRAM_BUCKETS": BUCKETS}
+    for name in ("HUB_TIMES", "RELAY_TIME_WORDS", "HUB_TIME_WORDS", "RELAY_TIMES_AT", "HUB_TIMES_AT"):
+        wanted[name] = getattr(registry, name)
     assert found == wanted
+
+
+def test_histograms_are_added_up_and_outlive_their_worker(past: SharedCounters) -> None:
+    totals = Totals(past)
+    for worker in (1, 2):
+        counters = SharedCounters.create()
+        for us in (3, 1000 * worker):
+            counters.add_route(MAX_ROUTES - 1, RouteWord.LOGINS)
+            counters.observe(MAX_ROUTES - 1, Time.LOGIN, us)
+        counters.add_route(7, RouteWord.ASSIGNMENTS)
+        counters.add_route(7, RouteWord.QUERY_US, 50)
+        counters.add_histogram(7, Time.QUERY, [*[0] * 9, 1, *[0] * 54])
+        totals.attach(worker, counters)
+    for _ in range(2):
+        logins = totals.histograms(MAX_ROUTES - 1)[Time.LOGIN]
+        assert logins[SUM_AT] == 3006
+        assert {bucket: count for bucket, count in enumerate(logins[:BUCKETS]) if count} == {
+            bucket_of(3): 2,
+            bucket_of(1000): 1,
+            bucket_of(2000): 1,
+        }
+        queries = totals.histograms(7)[Time.QUERY]
+        assert (queries[9], queries[SUM_AT]) == (2, 100)
+        fold(past, totals.workers[1])  # dead: the sums stay what they were
+        fold(past, totals.workers[1])
+    totals.detach(1)
+    assert totals.histograms(7)[Time.QUERY] == queries
+    totals.detach(2)
+
+
+def test_reading_histograms_fills_no_hole(counters: SharedCounters, past: SharedCounters) -> None:
+    totals = Totals(past)
+    totals.attach(1, SharedCounters.attach(os.dup(counters.fd)))
+    for route_id in range(0, 60_000, 1000):
+        counters.add_route(route_id, RouteWord.CLIENTS)
+    before = os.fstat(counters.fd).st_blocks
+    for route_id in range(0, 60_000, 1000):
+        assert totals.histograms(route_id) == {}
+    fold(past, counters)
+    assert os.fstat(counters.fd).st_blocks == before
+    totals.detach(1)
