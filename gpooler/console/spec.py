@@ -1,0 +1,50 @@
+"""How a table of the console is described: its columns, what it is made of, and how."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+
+from gpooler.console.facts import View
+from gpooler.console.table import Columns, Row
+
+
+class Need(Enum):
+    """What a table is made of, beside the configuration and the counters of processes."""
+
+    ROUTES = "routes"
+    SOCKETS = "sockets"
+    MEMORY = "memory"
+    BANS = "bans"
+    HOSTS = "hosts"
+    STATEMENTS = "statements"
+    COPIES = "copies"
+    WORKERS = "workers"
+    UTILIZATION = "utilization"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One table. ``legacy`` columns stand behind the others for those who ask for them."""
+
+    columns: Columns
+    rows: Callable[[View], Iterable[Row]]
+    needs: frozenset[Need] = frozenset()
+    legacy: Columns = ()
+
+    def shape(self, has_legacy_columns: bool) -> Columns:
+        """The columns of a session."""
+        return self.columns + self.legacy if has_legacy_columns else self.columns
+
+
+def seconds_and_rest(us: int) -> tuple[int, int]:
+    """A time as PgBouncer shows it: whole seconds, and the microseconds beyond them."""
+    return us // 1_000_000, us % 1_000_000
+
+
+def time_text(view: View, at_us: int) -> str | None:
+    """A moment of the monotonic clock as PgBouncer writes times, in UTC; None for never."""
+    if not at_us:
+        return None
+    wall_s = view.wall_s - (view.now_us - at_us) / 1e6
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,95 @@
+"""The console for tests: a configuration that has one, and a client of it."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import dict_row
+
+from tests.harness.client import RawClient
+from tests.harness.gpooler import Gpooler
+from tests.harness.postgres import PASSWORD
+
+Row = dict[str, Any]
+
+# Laid over a basic configuration: two workers, and the users of the database pgbouncer.
+CONSOLE: Final[dict[str, Any]] = {
+    "performance": {"workers": 2},
+    "storage": {"console": {"type": "local"}},
+    "database": {
+        "pgbouncer": {
+            "user": {
+                "admin": {"authentication": "none", "storage": "console", "pool": "session", "role": "admin"},
+                "stat": {
+                    "authentication": "scram-sha-256",
+                    "password": PASSWORD,
+                    "storage": "console",
+                    "pool": "session",
+                },
+                "nobody": {
+                    "authentication": "md5",
+                    "password": PASSWORD,
+                    "storage": "console",
+                    "pool": "session",
+                    "role": "notallow",
+                },
+                "legacy": {
+                    "authentication": "none",
+                    "storage": "console",
+                    "pool": "session",
+                    "options": {"gpooler.legacy_columns": "on"},
+                },
+            }
+        }
+    },
+}
+
+
+class Console:
+    """A connection to the console of some worker. ``notices`` are texts, ``port`` is its own."""
+
+    def __init__(self, pool: Gpooler) -> None:
+        self.connection = psycopg.connect(
+            pool.dsn("admin", "pgbouncer"), autocommit=True, row_factory=dict_row, prepare_threshold=None
+        )
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as own:
+            self.port = own.getsockname()[1]
+        self.notices: list[str] = []
+        self.connection.add_notice_handler(lambda notice: self.notices.append(notice.message_primary or ""))
+
+    def show(self, table: str) -> list[Row]:
+        """The rows of a table; conditions may follow its name."""
+        return self.connection.execute(f"SHOW {table}").fetchall()  # type: ignore[call-overload, no-any-return]
+
+    def one(self, table: str) -> Row:
+        """Its one row."""
+        (row,) = self.show(table)
+        return row
+
+    def pool(self) -> Row:
+        """The row of the one pool."""
+        return self.one("POOLS WHERE database = 'app'")
+
+
+@contextmanager
+def console(pool: Gpooler) -> Iterator[Console]:
+    """A client of the console, for a while."""
+    found = Console(pool)
+    with found.connection:
+        yield found
+
+
+def spread(pool: Gpooler, stack: ExitStack, count: int) -> list[RawClient]:
+    """Clients that are logged in, some in each worker."""
+    clients: list[RawClient] = []
+    with console(pool) as control:
+        while True:
+            for _ in range(count):
+                client = stack.enter_context(pool.raw())
+                client.login()
+                clients.append(client)
+            if all(row["clients"] for row in control.show("WORKERS")):
+                return clients
