@@ -1,4 +1,4 @@
-"""The command line: ``gpooler run`` and ``gpooler check``."""
+"""The command line: ``gpooler run``, ``gpooler check`` and ``gpooler reload``."""
 
 import argparse
 import contextlib
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed once more at the end
             return EXIT_OK
         return status
+    if options.command == "reload":
+        return reload(config_path, options.pid, is_dry_run=options.dry_run)
     # The master and all below it are built for a run alone; a check needs no compiled module.
     from gpooler.process.master import run
 
@@ -60,15 +62,51 @@ def check(path: Path, *, is_effective: bool) -> int:
     return EXIT_OK
 
 
+def reload(path: Path, pid: int | None, *, is_dry_run: bool) -> int:
+    """Have the running gpooler read its configuration again, and say what that changed; 1 when it refuses."""
+    from gpooler.process.admin import AdminError, ask
+
+    try:
+        status, text = ask(
+            _running_pid(path) if pid is None else pid, {"do": "reload", "is_dry_run": is_dry_run}
+        )
+    except (AdminError, ConfigError) as error:
+        for problem in getattr(error, "problems", [error]):
+            print(f"error: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    print(text, file=sys.stderr if status else sys.stdout)
+    return status
+
+
+def _running_pid(path: Path) -> int:
+    """The process id in the pid_file of the configuration. Raises AdminError, ConfigError."""
+    from gpooler.process.admin import AdminError
+
+    pid_file = load(path).config.service.pid_file
+    if pid_file is None:
+        raise AdminError(f"{path} has no service.pid_file: say which process with --pid")
+    try:
+        return int(Path(pid_file).read_text())
+    except (OSError, ValueError) as error:
+        raise AdminError(f'pid_file "{pid_file}" names no process: {error}') from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpooler", description="PostgreSQL connection pooler.")
     parser.add_argument("--version", action="version", version=f"gpooler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run_parser = commands.add_parser("run", help="pool connections until told to stop")
     check_parser = commands.add_parser("check", help="say whether a configuration is good")
-    for command in (run_parser, check_parser):
+    reload_parser = commands.add_parser(
+        "reload", help="have the running gpooler read its configuration again"
+    )
+    for command in (run_parser, check_parser, reload_parser):
         command.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
     check_parser.add_argument(
         "--effective", action="store_true", help="print the resulting configuration, without secrets"
     )
+    reload_parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would change, and for whom"
+    )
+    reload_parser.add_argument("--pid", type=int, help="of the master; unset: as service.pid_file says")
     return parser

@@ -8,6 +8,5 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def wall() -> float:
-    """Seconds since the epoch, for log lines and ``connect_time`` columns."""
-    return time.time()
+wall = time.time
+"""Seconds since the epoch, for log lines and ``connect_time`` columns."""

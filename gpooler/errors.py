@@ -100,6 +100,15 @@ class ParameterCannotChange(ClientFault):
         super().__init__(f'parameter "{name}" cannot be changed', cause=cause)
 
 
+class TooManyParameters(ClientFault):
+    """More startup parameters than PostgreSQL has settings."""
+
+    sqlstate = "54000"
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("too many startup parameters", cause=cause)
+
+
 class InvalidAuthorization(ClientFault):
     """Refused before any password was looked at."""
 
@@ -133,11 +142,10 @@ class AuthenticationUndecided(AuthenticationFailed):
     """Who decides could not be asked. The client cannot tell, but it did not guess a password wrongly."""
 
 
-class AuthQueryFailed(InvalidAuthorization):
+class AuthQueryFailed(AuthenticationUndecided):
     """An ``auth_query`` gave no answer. The text is that of every failed login."""
 
-    def __init__(self, user: str, *, cause: str) -> None:
-        super().__init__(f'password authentication failed for user "{user}"', cause=cause)
+    sqlstate = InvalidAuthorization.sqlstate
 
 
 class NoRule(ClientFault):
@@ -229,6 +237,144 @@ class PreparedStatementRefusal(ClientFault):
 
     def __init__(self, *, cause: str = "") -> None:
         super().__init__("named prepared statements are not supported in this pool", cause=cause)
+
+
+class ConsoleSyntaxError(ClientFault):
+    """A text that is no command of the console."""
+
+    sqlstate = "42601"
+    severity = ERROR
+
+
+class ConsoleDenied(ClientFault):
+    """The role of the rule does not allow this command of the console."""
+
+    sqlstate = "42501"
+    severity = ERROR
+
+    def __init__(self, command: str, *, cause: str = "") -> None:
+        super().__init__(
+            f"permission denied for {command}",
+            detail='The role of the rule is less than "admin": SHOW is what "stat" may do.',
+            cause=cause,
+        )
+
+
+class ConsoleNotAllowed(InvalidAuthorization):
+    """The rule leads to the console and has ``role = "notallow"``."""
+
+    sqlstate = "42501"
+
+    def __init__(self, user: str, *, cause: str = "") -> None:
+        super().__init__(f'user "{user}" may not use the console', cause=cause)
+
+
+class ConsoleIsNoServer(FeatureNotSupported):
+    """A replication connection to the console."""
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__("the console has no replication", cause=cause)
+
+
+class ConsoleRefused(ClientFault):
+    """A command of the console that cannot be done now: a configuration with mistakes, an unknown client."""
+
+    sqlstate = "55000"
+    severity = ERROR
+
+    def __init__(self, text: str, *, cause: str = "") -> None:
+        first, _, others = text.partition("\n")
+        super().__init__(first.removeprefix("error: "), detail=others, cause=cause)
+
+
+class ConsoleUnsupported(ClientFault):
+    """Something of the protocol that the console does not speak."""
+
+    sqlstate = "0A000"
+    severity = ERROR
+
+
+class ConsoleFailed(GpoolerError):
+    """A bug of ours, met by one command of the console."""
+
+    severity = ERROR
+
+    def __init__(self, *, cause: str) -> None:
+        super().__init__("internal error", cause=cause)
+
+
+class UnknownDatabase(ClientFault):
+    """A database that no rule has."""
+
+    sqlstate = "3D000"
+    severity = ERROR
+
+    def __init__(self, name: str, *, cause: str = "") -> None:
+        super().__init__(f'database "{name}" does not exist', cause=cause)
+
+
+class UndefinedColumn(ClientFault):
+    """A column that the table of the console does not have."""
+
+    sqlstate = "42703"
+    severity = ERROR
+
+    def __init__(self, column: str, *, hint: str = "", cause: str = "") -> None:
+        super().__init__(f'column "{column}" does not exist', hint=hint, cause=cause)
+
+
+class UndefinedObject(ClientFault):
+    """A parameter, statement, client or function of that name is not there."""
+
+    sqlstate = "42704"
+    severity = ERROR
+
+
+class UnknownStatement(ClientFault):
+    """A prepared statement or portal that the client did not make."""
+
+    sqlstate = "26000"
+    severity = ERROR
+
+
+class UnknownPortal(ClientFault):
+    """A portal that the client did not make, or that is gone with its transaction."""
+
+    sqlstate = "34000"
+    severity = ERROR
+
+
+class DuplicateStatement(ClientFault):
+    """A name that is taken."""
+
+    sqlstate = "42P05"
+    severity = ERROR
+
+
+class InvalidText(ClientFault):
+    """A text that is no value of the type it is for."""
+
+    sqlstate = "22P02"
+    severity = ERROR
+
+
+class TransactionFailed(ClientFault):
+    """A command in a transaction block that has failed."""
+
+    sqlstate = "25P02"
+    severity = ERROR
+
+    def __init__(self, *, cause: str = "") -> None:
+        super().__init__(
+            "current transaction is aborted, commands ignored until end of transaction block", cause=cause
+        )
+
+
+class BindMismatch(ClientFault):
+    """A Bind that does not fit its statement; the connection goes on."""
+
+    sqlstate = "08P01"
+    severity = ERROR
 
 
 class QueryCancelled(ClientFault):
@@ -411,6 +557,15 @@ class AdminShutdown(GpoolerError):
 
     def __init__(self, *, cause: str = "") -> None:
         super().__init__("terminating connection due to administrator command", cause=cause)
+
+
+class DatabaseDisabled(ClientFault):
+    """DISABLE was said on the console."""
+
+    sqlstate = "55000"
+
+    def __init__(self, database: str) -> None:
+        super().__init__(f'database "{database}" is not currently accepting connections')
 
 
 class InternalError(GpoolerError):

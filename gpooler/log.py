@@ -66,6 +66,11 @@ def client_id(number: int) -> str:
     return f"c{number:012x}"
 
 
+def parse_client_id(text: str) -> int | None:
+    """The number behind a client's id; None when ``text`` is none."""
+    return int(text[1:], 16) if re.fullmatch("c[0-9a-f]{12}", text) else None
+
+
 def server_id(number: int) -> str:
     """The id of a server: ``s`` and 12 hex digits. ``number`` is below 2**48."""
     return f"s{number:012x}"
@@ -79,12 +84,11 @@ def escape(text: str) -> str:
 def compile_format(template: str, *, pid: int) -> Formatter:
     """A function that makes lines, without the newline. Raises ValueError on an unknown flag.
 
-    It is made as one expression, since two lines of each login go through it.
+    It is made as one f-string, since two lines of each login go through it.
     """
     if template == "json":
         return _json_formatter(pid)
     pieces: list[str] = []
-    values: list[str] = []
     at = 0
     while at < len(template):
         char = template[at]
@@ -93,19 +97,20 @@ def compile_format(template: str, *, pid: int) -> Formatter:
         if char == "%":
             at += 1
             if following == "%":
-                pieces.append("%%")
+                pieces.append("%")
             elif following in _FLAGS:
-                pieces.append("%s")
-                values.append(_FLAGS[following])
+                pieces.append(_FLAGS[following])
             else:
                 raise ValueError(f'log_format: unknown flag "%{following}"')
         elif char == "\\" and following in _ESCAPES:
             at += 1
-            pieces.append(_ESCAPES[following])
+            pieces.append(_literal(_ESCAPES[following]))
         else:
-            pieces.append(char)
+            pieces.append(_literal(char))
+    while pieces and pieces[-1] == _literal("\n"):
+        pieces.pop()  # a newline is always added: those at the end are not doubled
     names = {
-        "line": "".join(pieces).rstrip("\n"),  # a newline is always added: those at the end are not doubled
+        "none": "none",
         "pid": pid,
         "thread": threading.get_native_id(),
         "iso": _iso_seconds(),
@@ -114,9 +119,13 @@ def compile_format(template: str, *, pid: int) -> Formatter:
         "shown": _shown,
         "tskv": _tskv,
     }
-    source = "".join(f"{value}, " for value in values)
-    formatter: Formatter = eval(f"lambda now, level, context, message, who: line % ({source})", names)
+    formatter: Formatter = eval(f"lambda now, level, context, message, who: f'{''.join(pieces)}'", names)
     return formatter
+
+
+def _literal(char: str) -> str:
+    """A character as it stands in an f-string between single quotes."""
+    return char * 2 if char in "{}" else f"\\x{ord(char):02x}" if char in "'\\\n\r\t" else char
 
 
 class Logger:
@@ -138,6 +147,11 @@ class Logger:
         self._write = write
         self._now = now
         self._flush = flush
+        self.is_debug = is_debug
+
+    def configure(self, formatter: Formatter, *, is_debug: bool) -> None:
+        """From the next line on."""
+        self._formatter = formatter
         self.is_debug = is_debug
 
     def debug(
@@ -201,25 +215,25 @@ def _iso_seconds() -> Callable[[float], str]:
     return iso
 
 
-# What each flag of the template shows, as an expression of what a formatter is given.
+# What each flag of the template shows, as it stands in an f-string of what a formatter is given.
 _FLAGS: Final = {
-    "n": "int(now)",
-    "t": "iso(now) + 'Z'",
-    "e": "f'{int(now * 1000) % 1000:03d}'",
-    "p": "pid",
-    "T": "thread",
-    "i": "who.client if who.client.isalnum() else shown(who.client)",
-    "s": "who.server if who.server.isalnum() else shown(who.server)",
-    "u": "who.user if who.user.isalnum() else shown(who.user)",
-    "d": "who.database if who.database.isalnum() else shown(who.database)",
-    "c": "context if context.isalnum() else shown(context)",
-    "l": "level",
-    "m": "message if len(message) <= most and message.isprintable() else plain(message)",
-    "M": "tskv(message)",
-    "r": "who.client_port or 'none'",
-    "h": "shown(who.client_host)",
-    "H": "shown(who.server_host)",
-    "x": "shown(who.external_id)",
+    "n": "{int(now)}",
+    "t": "{iso(now)}Z",
+    "e": "{int(now * 1000) % 1000:03d}",
+    "p": "{pid}",
+    "T": "{thread}",
+    "i": "{who.client if who.client.isalnum() else shown(who.client)}",
+    "s": "{who.server if who.server.isalnum() else shown(who.server)}",
+    "u": "{who.user if who.user.isalnum() else shown(who.user)}",
+    "d": "{who.database if who.database.isalnum() else shown(who.database)}",
+    "c": "{context if context.isalnum() else shown(context)}",
+    "l": "{level}",
+    "m": "{message if len(message) <= most and message.isprintable() else plain(message)}",
+    "M": "{tskv(message)}",
+    "r": "{who.client_port or none}",
+    "h": "{shown(who.client_host)}",
+    "H": "{shown(who.server_host)}",
+    "x": "{shown(who.external_id)}",
 }
 
 

@@ -45,6 +45,7 @@ class Reason(IntEnum):
     SERVER_SURPLUS = 30  # the pool became smaller
     SERVER_CLIENT_LEFT = 31  # was opened for one client, which has left
     SERVER_OLD_PLAN = 32  # reported that a cached plan must not change its result type
+    SERVER_OBSOLETE = 33  # the configuration says something else by now, or RECONNECT was asked for
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 The service holds one duplicate descriptor for each slot name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpooler.broker.messages import BrokerMessage, WorkerId
 from gpooler.broker.slots import RouteKey, SlotName
@@ -33,7 +33,7 @@ class Entrust:
     key: RouteKey
     endpoint: str
     pid: int  # 0: in login
-    secret_hex: str
+    secret_hex: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Bury:
     rule: str  # its name
     endpoint: str
     pid: int  # 0: idle or in login, there is nothing to cancel
-    secret_hex: str
+    secret_hex: str = field(repr=False)
     timeout_us: int  # after that it is worth a line in the log; the slot stays taken
     server_id: str = ""  # as in the log; empty when nobody has told it
 

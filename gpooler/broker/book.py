@@ -1,7 +1,8 @@
 """The ledger's book: rules, routes, workers, and the acts that a change calls for. It decides nothing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from gpooler.broker.acts import Act, Bury, Disown, Entrust, Hold, Inherit, Send
 from gpooler.broker.messages import BrokerMessage, RouteOpened, WorkerId
@@ -13,11 +14,23 @@ class RuleLimits:
     """What the configuration says about the routes of one rule."""
 
     storage: str
-    pool_size: int  # 0: no limit
-    min_pool_size: int
+    pool_size: int | None  # None: no limit
+    min_pool_size: int  # of its one route, where it has just one
     shared_pool: str | None
     reset_timeout_ms: int  # how long a dead worker's server is expected to take
-    fixed: tuple[str, str] | None  # database and user on the server, where the rule has just one route
+    database: str | None = None  # on the server; None: as the client says
+    user: str | None = None
+    pool: str = ""  # what rules that share one ``pool_size`` have in common: one replaces the other
+    epoch: int = 0  # servers of a lower one are obsolete
+
+    @property
+    def only_names(self) -> tuple[str, str] | None:
+        """Database and user on the server, where clients can bring no others."""
+        return None if self.database is None or self.user is None else (self.database, self.user)
+
+
+NOTHING: Final = RuleLimits("", 0, 0, None, 0)
+"""Of a rule that is not in the configuration: nothing more is granted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +40,7 @@ class Inherited:
     key: RouteKey
     endpoint: str
     pid: int  # 0: it was in login
-    secret_hex: str
+    secret_hex: str = field(repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +74,6 @@ class Book:
         max_routes: int,
     ) -> None:
         """``shared_pools``: sizes by name; ``storages``: logins at once. Ids are 0 to ``max_routes`` - 1."""
-        self.rules = rules
         self.max_routes = max_routes
         self.members: dict[WorkerId, Member] = {}
         self.routes: dict[int, Route] = {}
@@ -73,10 +85,24 @@ class Book:
         self.is_serving = False  # every living worker has been attached
         self.first_new_id = 0  # lower ones may have been given out by an earlier broker
         self.opens_from_us = 0
-        self._pools: dict[RouteKey, Cap] = {}
+        self._acts: list[Act] = []
+        self.configure(rules, shared_pools, storages)
+
+    def configure(
+        self,
+        rules: Mapping[str, RuleLimits],
+        shared_pools: Mapping[str, int],
+        storages: Mapping[str, int],
+    ) -> None:
+        """New limits, as in ``__init__``. What is above a limit stays until it is closed."""
+        self.rules = rules
+        self._pools: dict[tuple[str, str, str], Cap] = {}
         self._shared = {name: Cap(f"shared_pool {name}", size) for name, size in shared_pools.items()}
         self._logins = {name: Cap(f"logins at storage {name}", size) for name, size in storages.items()}
-        self._acts: list[Act] = []
+        for route in self.routes.values():
+            self._limit(route)
+            for cap in (*route.caps, route.logins):
+                cap.ceiling = len(cap.slots)
 
     @property
     def is_ready(self) -> bool:
@@ -109,24 +135,32 @@ class Book:
 
     def make_route(self, route_id: int, key: RouteKey) -> Route:
         """A route with this id."""
-        limits = self.rules.get(key.rule)
-        if limits is None:  # reported to a broker with a newer configuration: nothing more is granted
-            limits = RuleLimits("", 0, 0, None, 0, None)
-            size: int | None = 0
-            logins = Cap(f"logins of route {route_id}", 0)
-        else:
-            size = limits.pool_size or None
-            logins = self._logins[limits.storage]
-        caps = [self._pools.setdefault(key.pool, Cap(f"route {route_id}", size))]
-        minimum = 0 if key.is_replication else limits.min_pool_size
-        if limits.shared_pool is not None:
-            caps.append(self._shared[limits.shared_pool])
-            minimum = 0
-        route = Route(route_id, key, tuple(caps), logins, minimum, limits.reset_timeout_ms * 1000)
-        for cap in (*caps, logins):
-            cap.routes[route_id] = route
+        route = Route(route_id, key)
+        self._limit(route)
         self.routes[route_id] = self.by_key[key] = route
         return route
+
+    def _limit(self, route: Route) -> None:
+        """Put a route and its slots under the caps that its rule names."""
+        key = route.key
+        limits = self.rules.get(key.rule, NOTHING)
+        pool = (limits.pool or key.rule, limits.database or key.database, limits.user or key.user)
+        caps = [self._pools.setdefault(pool, Cap(f"route {route.route_id}", limits.pool_size))]
+        route.min_pool_size = 0 if key.is_replication else limits.min_pool_size
+        if limits.shared_pool is not None:
+            caps.append(self._shared[limits.shared_pool])
+            route.min_pool_size = 0
+        route.caps = tuple(caps)
+        route.logins = self._logins.get(limits.storage) or Cap(f"logins of route {route.route_id}", 0)
+        route.reset_timeout_us = limits.reset_timeout_ms * 1000
+        route.epoch = limits.epoch
+        for cap in (*caps, route.logins):
+            cap.routes[route.route_id] = route
+        for slot in route.slots.values():
+            for cap in caps:
+                cap.slots[slot.name] = slot
+            if slot.state is SlotState.OPENING:
+                route.logins.slots[slot.name] = slot
 
     def introduce(self, route: Route, worker: WorkerId, token: int) -> Holding:
         """Tell a worker of a route."""

@@ -1,8 +1,9 @@
 """Messages between processes as datagrams: frozen dataclasses to JSON arrays and back, strictly checked.
 
 A datagram is ``[tag, field, …]`` in the order of the dataclass' fields; the tag is the class name. A
-field is an int, bool, str, ``dict[str, str]``, an IntEnum, another dataclass (a nested array), a
-``tuple[X, ...]`` or ``X | None``. Strings may hold lone surrogates (``surrogateescape``): they survive.
+field is an int, bool, str, ``dict[str, str]``, ``str | int | None``, an IntEnum, another dataclass (a nested
+array), a ``tuple[X, ...]`` or ``X | None``.
+Strings may hold lone surrogates (``surrogateescape``): they survive.
 A class says in ``DESCRIPTORS`` how many file descriptors travel with it; the transport checks that.
 """
 
@@ -104,6 +105,12 @@ def _unpack_str(value: Any) -> str:
     return value
 
 
+def _unpack_cell(value: Any) -> str | int | None:
+    if value is not None and type(value) is not str:
+        return _unpack_int(value)
+    return value
+
+
 def _unpack_dict(value: Any) -> dict[str, str]:
     if type(value) is not dict or not all(type(item) is str for item in value.values()):
         raise _Mismatch("not an object of strings")
@@ -117,6 +124,7 @@ def _codec_of(kind: Any) -> tuple[_Pack, _Unpack]:
         bool: _unpack_bool,
         str: _unpack_str,
         dict[str, str]: _unpack_dict,
+        str | int | None: _unpack_cell,
     }
     if kind in simple:
         return _same, simple[kind]

@@ -100,6 +100,28 @@ class Ledger:
             RouteParameters: self._on_parameters,
         }
 
+    def configure(
+        self,
+        now_us: int,
+        rules: Mapping[str, RuleLimits],
+        shared_pools: Mapping[str, int],
+        storages: Mapping[str, int],
+    ) -> list[Act]:
+        """New limits: what is above them is closed as it becomes free, what they allow is handed out."""
+        self._is_idle = False
+        minimums = {route_id: route.min_pool_size for route_id, route in self._book.routes.items()}
+        self._book.configure(rules, shared_pools, storages)
+        for route_id, route in self._book.routes.items():
+            route.paused_until_us = 0  # what failed may work now
+            if route.min_pool_size < minimums[route_id]:
+                self._sharing.keep_nothing(route)
+            self._sharing.keep_minimum(route)
+        self._sharing.shed_excess(now_us)
+        if self._book.is_ready:
+            self._make_fixed_routes()
+            self._sharing.fill(now_us, self._book.hungry.values())
+        return self._book.take_acts()
+
     # --- events ---------------------------------------------------------------------------------
 
     def attach(self, worker: WorkerId, has_history: bool) -> None:
@@ -297,12 +319,16 @@ class Ledger:
         pending, self._pending = self._pending, {}
         for (worker, _), message in pending.items():
             self._on_open_route(now_us, self._book.members[worker], message)
+        self._make_fixed_routes()
+        self._sharing.fill(now_us, self._book.hungry.values())
+
+    def _make_fixed_routes(self) -> None:
+        """Those that have servers before anybody asks for them."""
         for rule, limits in self._book.rules.items():
-            if limits.min_pool_size and limits.fixed and not limits.shared_pool:
-                key = RouteKey(rule, *limits.fixed)
+            if limits.min_pool_size and limits.only_names and not limits.shared_pool:
+                key = RouteKey(rule, *limits.only_names)
                 if key not in self._book.by_key:
                     self._book.new_route(key)
-        self._sharing.fill(now_us, self._book.hungry.values())
 
     # --- routes ----------------------------------------------------------------------------------
 

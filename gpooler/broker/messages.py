@@ -26,7 +26,7 @@ The life of a lease, seen from the worker:
 All times are microseconds of the monotonic clock. The channel is DESIGN §2, the leases are §3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar, Final, NamedTuple
 
@@ -56,13 +56,14 @@ class ServerState:
 
     server_id: str  # unique id, as in the log
     pid: int  # of the PostgreSQL process
-    secret_hex: str  # cancel key, hexadecimal; 4 to 256 bytes (protocol 3.2)
+    secret_hex: str = field(repr=False)  # cancel key, hexadecimal; 4 to 256 bytes (protocol 3.2)
     endpoint: str  # "address:port" with a numeric address (v6 in brackets), or "/path/of/socket"
     parameters: dict[str, str]  # as they are now
     initial_parameters: dict[str, str]  # as they were after the login: what a reset leads back to
     opened_at_us: int
     expires_at_us: int  # server_lifetime with its spread; 0: never
     uses: int  # clients it was attached to
+    epoch: int = 0  # of its route when it was opened
 
     @property
     def is_unix(self) -> bool:
@@ -256,6 +257,25 @@ class RouteParameters:
     parameters: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Rows for the console are wanted (``console/facts.py``); of the broker, or of another worker."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A part of the answer to an ``Ask``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+    is_last: bool
+    rows: tuple[tuple[str | int | None, ...], ...]
+
+
 # --- broker to worker -------------------------------------------------------------------------------------
 
 
@@ -385,7 +405,7 @@ _TO_WORKER: Final = (
     RouteParameters,
 )
 
-CODEC: Final = Codec(dict.fromkeys((*_TO_BROKER, *_TO_WORKER)))
+CODEC: Final = Codec(dict.fromkeys((*_TO_BROKER, *_TO_WORKER, Ask, Rows)))
 
 
 def encode(message: Message) -> bytes:

@@ -6,18 +6,27 @@ Crash-only: whatever goes wrong inside ends the process, and its successor learn
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
 
 from gpooler.broker.acts import Act, Bury, Complain, Disown, Entrust, Hold, Inherit, Release, Send
-from gpooler.broker.book import Inherited
+from gpooler.broker.book import Inherited, RuleLimits
 from gpooler.broker.burial import bury
 from gpooler.broker.codec import ChannelProtocolError, Message
 from gpooler.broker.ledger import Demand, Ledger
-from gpooler.broker.messages import CODEC, PROTOCOL_VERSION, Hello, Welcome, WorkerId, WorkerMessage
+from gpooler.broker.messages import (
+    CODEC,
+    PROTOCOL_VERSION,
+    Ask,
+    Hello,
+    Rows,
+    Welcome,
+    WorkerId,
+    WorkerMessage,
+)
 from gpooler.broker.slots import SlotName
 from gpooler.clock import monotonic_us
 from gpooler.faults import fault_point
@@ -44,6 +53,9 @@ class Master(Protocol):
 
     def let(self, slot: SlotName) -> None:
         """The server of that slot is gone."""
+
+    def rows(self, what: str) -> Iterator[Sequence[tuple[str | int | None, ...]]]:
+        """What the broker says of itself for the console, a slice at a time."""
 
 
 class BrokerService:
@@ -105,6 +117,18 @@ class BrokerService:
         """Every worker that lives has been attached; the arguments are those of ``Ledger.serve``."""
         self._apply(self.ledger.serve(monotonic_us(), is_first, first_new_id), [])
 
+    def configure(
+        self,
+        rules: Mapping[str, RuleLimits],
+        shared_pools: Mapping[str, int],
+        storages: Mapping[str, int],
+        *,
+        is_session_logged: bool,
+    ) -> None:
+        """New limits (``Ledger.configure``)."""
+        self._is_session_logged = is_session_logged
+        self._apply(self.ledger.configure(monotonic_us(), rules, shared_pools, storages), [])
+
     def close(self) -> None:
         """Stop, close every channel and descriptor."""
         for greenlet in list(self._greenlets):
@@ -145,6 +169,8 @@ class BrokerService:
         try:
             if isinstance(message, Hello):
                 self._greet(worker, message)
+            elif isinstance(message, Ask) and worker in self._greeted:
+                self._spawn(self._answer, message, self._channels[worker])
             elif not isinstance(message, WorkerMessage) or worker not in self._greeted:
                 raise ChannelProtocolError(f"{type(message).__name__} out of place")
             else:
@@ -160,6 +186,13 @@ class BrokerService:
             raise ChannelProtocolError(f"says that it is worker {hello.worker}.{hello.incarnation}")
         self._greeted.add(worker)
         self._channels[worker].send(Welcome(PROTOCOL_VERSION, os.getpid()))
+
+    def _answer(self, ask: Ask, channel: Channel) -> None:
+        """Rows for the console, in parts. Yields."""
+        for rows in self._master.rows(ask.what):
+            channel.send(Rows(ask.token, False, tuple(rows)))
+            gevent.sleep(0)
+        channel.send(Rows(ask.token, True, ()))
 
     def _object(self, worker: WorkerId, text: str) -> None:
         """Have a worker ended that broke the protocol; nothing it says is heard any more."""

@@ -63,7 +63,8 @@ class Sharing:
     def pass_on(self, now_us: int, slot: Slot, giver: Holding, state: ServerState) -> None:
         """A returned server goes to another worker, or to its end."""
         route = slot.route
-        taker = None if is_needed_elsewhere(slot, now_us) else self._taker(route, giver)
+        is_wanted = state.epoch >= route.epoch and not is_needed_elsewhere(slot, now_us)
+        taker = self._taker(route, giver) if is_wanted else None
         if taker is None:
             self._book.bury(now_us, slot)
             return
@@ -195,7 +196,17 @@ class Sharing:
             have = {worker: holding.have for worker, holding in route.holdings.items()}
             worker = min(workers, key=lambda worker: (have.get(worker, 0), worker))
             holding = route.holdings.get(worker) or self._book.introduce(route, worker, 0)
+            # before it is there: pool_ttl might take another one until its worker hears of the new share
+            holding.kept = max(0, min(holding.kept, len(holding.leased))) + 1
+            self._book.send(worker, Keep(route.route_id, holding.kept))
             self._grant_open(now_us, route, holding)
+
+    def keep_nothing(self, route: Route) -> None:
+        """Begin anew: shares are never lowered otherwise."""
+        for worker, holding in route.holdings.items():
+            if holding.kept:
+                holding.kept = 0
+                self._book.send(worker, Keep(route.route_id, 0))
 
     def keep_minimum(self, route: Route) -> None:
         """Tell the workers how many servers they keep, where that changed."""

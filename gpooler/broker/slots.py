@@ -22,11 +22,6 @@ class RouteKey(NamedTuple):
     user: str
     is_replication: bool = False  # each server is opened for one client, and ends with it
 
-    @property
-    def pool(self) -> "RouteKey":
-        """The key of the route whose ``pool_size`` counts the servers of this one, too."""
-        return self._replace(is_replication=False)
-
 
 class SlotName(NamedTuple):
     """A slot's place, whatever its generation."""
@@ -193,10 +188,12 @@ class Route:
 
     route_id: int
     key: RouteKey
-    caps: tuple[Cap, ...]
-    logins: Cap  # of its storage; counts the slots being opened
-    min_pool_size: int
-    reset_timeout_us: int
+    # the configuration's: see ``Book.configure``
+    caps: tuple[Cap, ...] = ()
+    logins: Cap = field(default_factory=lambda: Cap("no logins", 0))  # of its storage; slots being opened
+    min_pool_size: int = 0
+    reset_timeout_us: int = 0
+    epoch: int = 0  # servers of a lower one are obsolete
     slots: dict[int, Slot] = field(default_factory=dict)  # all that are not free
     buried: dict[int, Slot] = field(default_factory=dict)
     returned: dict[int, Slot] = field(default_factory=dict)

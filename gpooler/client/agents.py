@@ -20,17 +20,20 @@ ID_MOST: Final = 255  # characters of an agent's id that the log shows
 class Agents:
     """Those of one worker; made in its hub."""
 
-    def __init__(self, config: Config, logger: Logger) -> None:
-        """Raises ConfigurationError."""
+    def __init__(self, config: Config, logger: Logger, before: "Agents | None" = None) -> None:
+        """``before``: those of the configuration before, whose threads go on. Raises ConfigurationError."""
         self._logger = logger
         self._external = Agent(config.routing.external_auth_socket_path)
         self._iamproxies = {
             rule.mdb_iamproxy_socket_path: Agent(rule.mdb_iamproxy_socket_path)
-            for rule in config.rules
+            for rule in config.served
             if rule.enable_mdb_iamproxy_auth
         }
-        self._modules = {
-            name: AuthModule(name) for name in {rule.auth_module for rule in config.rules} if name is not None
+        known: dict[str, AuthModule] = {} if before is None else before._modules
+        self._modules: dict[str, AuthModule] = {
+            name: known.get(name) or AuthModule(name)
+            for name in {rule.auth_module for rule in config.served}
+            if name is not None
         }
 
     def of(self, guest: Guest, plan: Plan, rule: Rule) -> Check | None:

@@ -12,17 +12,19 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.lock import BoundedSemaphore
 
-from gpooler.broker.codec import ChannelProtocolError
 from gpooler.client import peers
+from gpooler.client.peer_channels import PeerChannels
 from gpooler.config.model import Limits
 from gpooler.errors import ServerFault
 from gpooler.faults import fault_point
 from gpooler.log import NOBODY, LogContext, Logger, server_id
 from gpooler.net.resolve import Address
 from gpooler.net.tls import Connector
-from gpooler.process.channels import Channel, ChannelClosed
+from gpooler.process.channels import Channel
 from gpooler.relay.relay import Relay
 from gpooler.server.cancel import send_cancel
+from gpooler.stats.registry import RouteWord
+from gpooler.stats.shared import SharedCounters
 
 SYNTHETIC_PID: Final = 1 << 30
 WORKER_SHIFT: Final = 22
@@ -34,17 +36,35 @@ PEER_TIMEOUT_S: Final = 30.0  # another worker's answer; a dead one's channel en
 class Cancels:
     """All cancels of one worker: of clients here, for other workers, and of the relay's own resets."""
 
-    def __init__(self, worker: int, workers: int, limits: Limits, relay: Relay, logger: Logger) -> None:
+    def __init__(
+        self,
+        worker: int,
+        workers: int,
+        limits: Limits,
+        relay: Relay,
+        counters: SharedCounters,
+        peer_channels: PeerChannels,
+        logger: Logger,
+    ) -> None:
         self._worker = worker
-        self._limits = limits
+        self._workers = workers
         self._relay = relay
+        self._counters = counters
         self._logger = logger
-        self._gate = BoundedSemaphore(max(1, limits.cancel_limit(workers) // workers))
         self._replies: dict[int, Callable[[tuple[int, int, int]], None]] = {}
-        self._peers: dict[int, Channel] = {}  # by worker number
-        self._asked: dict[int, AsyncResult] = {}
-        self._next_token = 1
+        self._peers = peer_channels
+        self._asked: dict[int, tuple[int, AsyncResult]] = {}  # the worker that was asked, by token
+        peer_channels.on(peers.Cancel, self._on_peer)
+        peer_channels.on(peers.Cancelled, self._on_answer)
+        peer_channels.on_gone.append(self._on_peer_gone)
         self.whereabouts: Callable[[int], tuple[Address, Connector] | None] = lambda handle: None
+
+        self.configure(limits)
+
+    def configure(self, limits: Limits) -> None:
+        """From now on; those under way are counted apart."""
+        self._limits = limits
+        self._gate = BoundedSemaphore(max(1, limits.cancel_limit(self._workers) // self._workers))
 
     # -- requests of clients
 
@@ -56,13 +76,12 @@ class Cancels:
             if owner == self._worker & WORKER_MASK:
                 self._local(pid, secret)
                 return
-            channels = [channel for number, channel in self._peers.items() if number & WORKER_MASK == owner]
+            asked = [number for number in self._peers.workers if number & WORKER_MASK == owner]
         else:
             if self._local(pid, secret):
                 return
-            channels = list(self._peers.values())
-        asked = [self._ask(channel, pid, secret) for channel in channels]
-        gevent.wait(asked, timeout=PEER_TIMEOUT_S)
+            asked = list(self._peers.workers)
+        gevent.wait([self._ask(number, pid, secret) for number in asked], timeout=PEER_TIMEOUT_S)
 
     def _local(self, pid: int, secret: bytes) -> bool:
         token = self._relay.begin_cancel(pid, secret)
@@ -88,20 +107,28 @@ class Cancels:
     def deliver(self, handle: int) -> None:
         """Send the cancel request for a server that the relay has marked, then unmark it. Yields."""
         try:
-            self._deliver(handle)
+            found = self.whereabouts(handle)
+            if found is not None:
+                route_id = self._relay.server(handle)["route"]
+                self._counters.add_route(route_id, RouteWord.SERVERS_CANCELLED)
+                try:
+                    self._deliver(handle, route_id, *found)
+                finally:
+                    self._counters.add_route(route_id, RouteWord.SERVERS_CANCELLED, -1)
         finally:
             self._relay.end_cancel(handle)
 
-    def _deliver(self, handle: int) -> None:
-        found = self.whereabouts(handle)
-        if found is None:
-            return
-        address, connector = found
+    def _deliver(self, handle: int, route_id: int, address: Address, connector: Connector) -> None:
         who = self._who(handle, address)
         queue_s = self._limits.cancel_queue_limit_ms / 1000 or None
-        if not self._gate.acquire(timeout=queue_s):
+        self._counters.add_route(route_id, RouteWord.CANCELS_WAITING)
+        gate = self._gate
+        has_turn = gate.acquire(timeout=queue_s)
+        self._counters.add_route(route_id, RouteWord.CANCELS_WAITING, -1)
+        if not has_turn:
             self._logger.error("cancel request dropped: too many are under way", context="cancel", who=who)
             return
+        self._counters.add_route(route_id, RouteWord.CANCELS_ACTIVE)
         try:
             fault_point("cancel_sending")
             record = self._relay.server(handle)
@@ -115,7 +142,8 @@ class Cancels:
         except ServerFault as error:
             self._logger.error(f"cancel request failed: {error.log_text()}", context="cancel", who=who)
         finally:
-            self._gate.release()
+            self._counters.add_route(route_id, RouteWord.CANCELS_ACTIVE, -1)
+            gate.release()
 
     def _who(self, handle: int, address: Address) -> LogContext:
         try:
@@ -126,43 +154,27 @@ class Cancels:
 
     # -- other workers
 
-    def attach_peer(self, worker: int, channel: Channel) -> None:
-        """A fresh channel to another worker; replaces the last one."""
-        old = self._peers.pop(worker, None)
-        if old is not None:
-            old.close()
-        self._peers[worker] = channel
-        gevent.spawn(self._serve_peer, worker, channel)
-
-    def detach_peer(self, worker: int) -> None:
-        """That worker is dead."""
-        channel = self._peers.pop(worker, None)
-        if channel is not None:
-            channel.close()
-
-    def _ask(self, channel: Channel, pid: int, secret: bytes) -> AsyncResult:
-        token = self._next_token
-        self._next_token += 1
+    def _ask(self, worker: int, pid: int, secret: bytes) -> AsyncResult:
+        token = self._peers.new_token()
         answer: AsyncResult = AsyncResult()
-        self._asked[token] = answer
+        self._asked[token] = worker, answer
         answer.rawlink(lambda _: self._asked.pop(token, None))
-        channel.send(peers.Cancel(token, pid, secret.hex()))
+        self._peers.workers[worker].send(peers.Cancel(token, pid, secret.hex()))
         return answer
 
-    def _serve_peer(self, worker: int, channel: Channel) -> None:
-        try:
-            while (item := channel.receive()) is not None:
-                message, _ = item
-                if isinstance(message, peers.Cancel):
-                    gevent.spawn(self._answer_peer, channel, message)
-                elif isinstance(message, peers.Cancelled):
-                    waiter = self._asked.get(message.token)
-                    if waiter is not None:
-                        waiter.set(message.is_found)
-        except (ChannelClosed, ChannelProtocolError):
-            pass
-        if self._peers.get(worker) is channel:
-            self.detach_peer(worker)
+    def _on_peer(self, worker: int, channel: Channel, message: peers.Cancel) -> None:
+        gevent.spawn(self._answer_peer, channel, message)
+
+    def _on_answer(self, worker: int, channel: Channel, message: peers.Cancelled) -> None:
+        asked = self._asked.get(message.token)
+        if asked is not None:
+            asked[1].set(message.is_found)
+
+    def _on_peer_gone(self, worker: int) -> None:
+        """What was asked of it is found by nobody any more."""
+        for number, answer in list(self._asked.values()):
+            if number == worker:
+                answer.set(False)
 
     def _answer_peer(self, channel: Channel, message: peers.Cancel) -> None:
         is_found = self._local(message.pid, bytes.fromhex(message.secret_hex))

@@ -94,31 +94,42 @@ class Clients:
         awaited: Awaited,
     ) -> None:
         """``awaited`` is told of clients that wait for a server of their own."""
-        self._config = config
         self._relay = relay
         self._counters = counters
         self._admission = admission
         self._logger = logger
         self._routes = routes
         self._awaited = awaited
-        self._is_session_logged = config.logging.log_session
-        self._lingers = not config.performance.disable_nolinger
         self._names: list[tuple[str, str]] = []
         self._name_index: dict[tuple[str, str], int] = {}
         self._setups: dict[int, SetUp] = {}
-        self._has_agents = any(
-            rule.authentication is Authentication.EXTERNAL or rule.enable_mdb_iamproxy_auth
-            for rule in config.rules
-        )
         self._external_ids: dict[int, str] = {}  # by the number of the client
+        self._replications: dict[int, str] = {}  # kinds of replication, by handle
         self._ticker: gevent.Greenlet | None = None
         self._is_paused = False
         self._complain_us = 0
         self._entrance: Entrance | None = None
         self._express: Express | None = None
         self.login: Login | None = None
-        self._listeners = listeners
-        self._servers = [Listening(listener, self._acceptor(listener)) for listener in listeners]
+        self._servers: dict[Listener, Listening] = {}
+        self.configure(config)
+        for listener in listeners:
+            self.listen(listener)
+
+    def configure(self, config: Config) -> None:
+        """From now on; at addresses that are not in it nobody is accepted any more."""
+        self._config = config
+        self._login_timeouts_ms = {listen.number: listen.client_login_timeout for listen in config.listen}
+        for listener in list(self._servers):
+            if listener.number not in self._login_timeouts_ms:
+                self._servers.pop(listener).close()
+                listener.socket.close()
+        self._is_session_logged = config.logging.log_session
+        self._lingers = not config.performance.disable_nolinger
+        self._has_agents = any(
+            rule.authentication is Authentication.EXTERNAL or rule.enable_mdb_iamproxy_auth
+            for rule in config.served
+        )
 
     # -- accepting
 
@@ -131,7 +142,7 @@ class Clients:
         self._entrance = Entrance(self._express)
         watcher = get_hub().loop.io(self._entrance.fd, 1)
         watcher.start(self._entrance.poll)
-        for server in self._servers:
+        for server in self._servers.values():
             server.start()
         self._counters.set_process(ProcessWord.LISTENING, 1)
 
@@ -144,25 +155,32 @@ class Clients:
         if self._express is not None:
             self._express.forget()
         self._counters.set_process(ProcessWord.LISTENING, 0)
-        for server in self._servers:
+        for listener, server in self._servers.items():
             server.close()
-        self._servers = []
-        for listener in self._listeners:
             listener.socket.close()
+        self._servers = {}
+
+    def listen(self, listener: Listener) -> None:
+        """Accept there, too."""
+        assert self.login is None or not self.login.is_draining
+        server = self._servers[listener] = Listening(listener, self._acceptor(listener))
+        if self._entrance is not None:
+            server.start()
+            if self._is_paused:
+                server.stop_accepting()
 
     def _acceptor(self, listener: Listener) -> Callable[[int], None]:
-        timeout_ms = self._config.listen[listener.index].client_login_timeout
-
         def accept(fd: int) -> None:
             assert self._entrance is not None
+            timeout_ms = self._login_timeouts_ms[listener.number]
             try:
-                guest = self._entrance.accept(fd, listener.index, timeout_ms, self._lingers)
+                guest = self._entrance.accept(fd, listener.number, timeout_ms, self._lingers)
             except OSError as error:
                 self._cannot_accept(error)
                 return
             if guest is None:
                 return
-            self._entrance.read(guest)  # most have sent their startup packet by now
+            self._entrance.look(guest)  # most have sent their startup packet by now
             if self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
@@ -199,7 +217,7 @@ class Clients:
         """Too many clients here: let other workers accept until the counts are even, ``least_s`` at least."""
         self._is_paused = True
         self._counters.set_process(ProcessWord.LISTENING, 0)
-        for server in self._servers:
+        for server in self._servers.values():
             server.stop_accepting()
         gevent.spawn(self._resume, least_s)
 
@@ -210,7 +228,7 @@ class Clients:
         self._is_paused = False
         if self._servers:
             self._counters.set_process(ProcessWord.LISTENING, 1)
-        for server in self._servers:
+        for server in self._servers.values():
             server.start_accepting()
 
     # -- the relay has them
@@ -224,6 +242,14 @@ class Clients:
             self._names.append(pair)
         return index
 
+    def name_of(self, index: int) -> tuple[str, str]:
+        """Database and user as a client named them."""
+        return self._names[index]
+
+    def replication_of(self, handle: int) -> str:
+        """``none``, ``physical`` or ``logical``."""
+        return self._replications.get(handle, "none")
+
     def on_adopted(self, handle: int, guest: Guest, setup: SetUp | None) -> None:
         """A client is the relay's."""
         if self._has_agents and guest.who.external_id:
@@ -231,6 +257,8 @@ class Clients:
         if setup is not None:
             self._setups[handle] = setup
             if setup.startup is not None:
+                is_physical = setup.startup["replication"] == "true"
+                self._replications[handle] = "physical" if is_physical else "logical"
                 self._awaited.add(setup.route.route_id, handle, setup.startup)
         if self._is_session_logged:
             self._logger.info("client connected", context="startup", who=guest.who)
@@ -348,7 +376,7 @@ class Clients:
                 return PostgresError(messages.parse_error(note[5:]))
             case Reason.SERVER_CONNECT:
                 return _connect_error(route)
-            case Reason.SHUTDOWN:
+            case Reason.SHUTDOWN | Reason.CLIENT_KILLED:
                 return AdminShutdown()
         return InternalError(cause=f"connection ended: {reason.label}")
 
@@ -364,6 +392,7 @@ class Clients:
         number, route_id, reason, names, family, address, port, lived_us = self._relay.free_client(handle)
         route = self._routes[route_id]
         setup = self._setups.pop(handle, None)
+        self._replications.pop(handle, None)
         if setup is not None and setup.startup is not None:
             self._awaited.forget(route_id, handle)
         self._admission.leave()
@@ -371,18 +400,10 @@ class Clients:
         external_id = self._external_ids.pop(number, "")
         if self._is_session_logged:
             database, user = self._names[names]
-            self._logger.info(
-                f"client disconnected: {REASON_LABELS[reason]}, after {lived_us / 1e6:.3f} s",
-                context="main",
-                who=LogContext(
-                    client_id(number),
-                    user=user,
-                    database=database,
-                    client_host=_host(family, address),
-                    client_port=port,
-                    external_id=external_id,
-                ),
-            )
+            host = _host(family, address)
+            who = LogContext(client_id(number), "", user, database, host, port, "", external_id)
+            what = f"client disconnected: {REASON_LABELS[reason]}, after {lived_us / 1e6:.3f} s"
+            self._logger.info(what, context="main", who=who)
 
     def log_texts(self) -> None:
         """Query texts that wait for the log."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from gpooler.errors import TooManyParameters
 from gpooler.relay.params import ParameterSet
 from gpooler.routing.route import Route
 from gpooler.server.servers import READ_ONLY
@@ -61,8 +62,14 @@ def startup_key(parameters: dict[str, str]) -> Key:
 
 
 def overrides(parameters: dict[str, str]) -> ParameterSet:
-    """A startup packet's parameters as a relay set, on top of what a server reports."""
-    return ParameterSet.of({encode(name): encode(value) for name, value in parameters.items()}, False)
+    """A startup packet's parameters as a relay set, on top of what a server reports.
+
+    Raises TooManyParameters.
+    """
+    try:
+        return ParameterSet.of({encode(name): encode(value) for name, value in parameters.items()}, False)
+    except ValueError as error:
+        raise TooManyParameters from error
 
 
 class Greetings:
@@ -74,7 +81,10 @@ class Greetings:
         self._ready: OrderedDict[tuple[Key, str], Greeting] = OrderedDict()
 
     def find(self, route: Route, key: Key, name: str) -> Greeting | None:
-        """The greeting of a client with this startup packet; None when it must be set up first."""
+        """The greeting of a client with this startup packet; None when it must be set up first.
+
+        Raises TooManyParameters.
+        """
         if route.parameters is None:
             return None
         if self._version != route.version:
@@ -93,7 +103,10 @@ class Greetings:
         if name:
             over[APPLICATION_NAME.encode()] = name.encode()
         if over:
-            parameters = parameters.merged(ParameterSet.of(over, False))
+            try:
+                parameters = parameters.merged(ParameterSet.of(over, False))
+            except ValueError as error:
+                raise TooManyParameters from error
         ready = Greeting(parameters, statuses(parameters))
         self._ready[key, name] = ready
         if len(self._ready) > MAX_KNOWN:

@@ -12,7 +12,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
-from gpooler.auth.exchange import Done, Later
+from gpooler.auth.exchange import Done, Later, Md5Exchange, ScramExchange, Stored
 from gpooler.auth.failures import Failures
 from gpooler.auth.groups import Groups
 from gpooler.auth.randomness import random_bytes
@@ -22,13 +22,16 @@ from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
 from gpooler.client.plan import Plan, Plans
 from gpooler.client.sources import Sources, binding_of, learns_servers_secret
-from gpooler.config.model import Authentication, Config, Rule, Tls
+from gpooler.clock import monotonic_us
+from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
     AdminShutdown,
     AuthenticationFailed,
     AuthenticationUndecided,
     ClientMaxReached,
+    DatabaseDisabled,
     GpoolerError,
+    InternalError,
     LoginTimeout,
     NoRule,
     ParameterCannotChange,
@@ -41,10 +44,12 @@ from gpooler.errors import (
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
 from gpooler.net.tcp import Option, set_options, tcp_settings
-from gpooler.net.tls import ALPN, Acceptor, Handshake, TlsFault, run_heavy
+from gpooler.net.tls import ALPN, Acceptor, TlsFault, run_heavy
 from gpooler.relay.relay import Relay
+from gpooler.relay.tls import TlsHandshake
 from gpooler.routing.route import Mode, Route
-from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.routing.rules import is_of_database
+from gpooler.stats.registry import ProcessWord, RouteWord, Time
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
 from gpooler.wire.startup import (
@@ -60,6 +65,8 @@ from gpooler.wire.text import encode
 
 REFUSED: Final = b"N"  # answers to an encryption request
 ACCEPTED: Final = b"S"
+SSL_REQUEST: Final = SSLRequest()
+SSL_REQUEST_DATA: Final = messages.ssl_request()[4:]
 SSL: Final = 1  # bits of Guest.requests
 GSSENC: Final = 2
 DIRECT: Final = 4  # TLS without a request
@@ -80,16 +87,27 @@ class Routes(Protocol):
 
 
 # What ``express.Express.remember`` takes.
-Remember = Callable[[Guest, Plan, bytes | None, bool, tuple[Option, ...]], None]
+Remember = Callable[[Guest, Plan, Stored, bool, bool, tuple[Option, ...]], None]
+
+
+class Console(Protocol):
+    """Takes clients of the console (``console/clients.py``)."""
+
+    def takes(self, rule: Rule) -> bool:
+        """Whether a rule leads there."""
+
+    def take(self, guest: Guest, plan: Plan, greeting: bytes) -> None:
+        """Go on with a client that is who it says. Raises GpoolerError."""
 
 
 class SetUp:
     """A client that takes a server before it is told that it is logged in."""
 
-    __slots__ = ("key", "route", "startup")
+    __slots__ = ("began_us", "key", "route", "startup")
 
-    def __init__(self, route: Route, key: Key, startup: Mapping[str, str] | None) -> None:
+    def __init__(self, guest: Guest, route: Route, key: Key, startup: Mapping[str, str] | None) -> None:
         """``startup``: what a server of its own is to be opened with; None: any of the route will do."""
+        self.began_us = monotonic_us() - guest.age_us()
         self.route = route
         self.key = key
         self.startup = startup
@@ -101,6 +119,7 @@ class Login:
     def __init__(
         self,
         config: Config,
+        acceptors: Mapping[int, Acceptor],
         relay: Relay,
         counters: SharedCounters,
         admission: Admission,
@@ -115,39 +134,47 @@ class Login:
         on_adopted: Callable[[int, Guest, SetUp | None], None],
         failures: Failures,
     ) -> None:
-        """``names`` gives the index of a (database, user) pair; ``mock_key``: see ``auth.exchange``."""
-        self._config = config
+        """``acceptors`` by the number of their listener; ``names`` gives the index of a (database, user);
+        ``mock_key``: see ``auth.exchange``.
+        """
         self._relay = relay
         self._counters = counters
         self._admission = admission
         self._routes = routes
         self._cancels = cancels
         self._logger = logger
-        self._plans = Plans(config, logger.is_debug)
-        general = tcp_settings(config.performance)
-        self._socket_changes = {
-            rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.rules
-        }
-        self._acceptors = {
-            number: Acceptor(listen)
-            for number, listen in enumerate(config.listen)
-            if listen.tls is not Tls.DISABLE
-        }
-        self.demanding = {number for number, acceptor in self._acceptors.items() if acceptor.is_required}
+        self._workers = workers
         self._mock_key = mock_key
         self._sources = sources
         self._groups = groups
-        self._plans.members = groups.members
         groups.on_change = self._on_members
         self._names = names
         self._on_adopted = on_adopted
         self._failures = failures
         self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
-        self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(workers) // workers))
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
+        self.demanding: set[int] = set()  # numbers of listeners that take nobody without TLS
+        self.console: Console | None = None
         self.remember: Remember = lambda *_: None
         self.forget: Callable[[], None] = lambda: None  # what was remembered
+        self.configure(config, acceptors)
+
+    def configure(self, config: Config, acceptors: Mapping[int, Acceptor]) -> None:
+        """From now on; who is logging in already goes on by what its rule is now."""
+        self._config = config
+        self._acceptors = acceptors
+        self.demanding.clear()
+        self.demanding.update(number for number, acceptor in acceptors.items() if acceptor.is_required)
+        self._rules = {rule.name: rule for rule in config.served}
+        self._plans = Plans(config, self._logger.is_debug)
+        self._plans.members = self._groups.members
+        general = tcp_settings(config.performance)
+        self._socket_changes = {
+            rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.served
+        }
+        self._gate = BoundedSemaphore(max(1, config.limits.routing_limit(self._workers) // self._workers))
+        self.forget()
 
     # -- the entrance speaks
 
@@ -176,8 +203,11 @@ class Login:
             self.on_bad(guest, True)
         else:
             guest.requests |= SSL | DIRECT
-            guest.handshake = acceptor.begin()
-            guest.expect_handshake()
+            self._begin_tls(guest, acceptor)
+
+    def _begin_tls(self, guest: Guest, acceptor: Acceptor) -> None:
+        guest.handshake = acceptor.begin()
+        guest.expect_handshake()
 
     def on_handshake(self, guest: Guest, data: bytes) -> None:
         """Bytes of a TLS handshake."""
@@ -189,7 +219,7 @@ class Login:
             self._shake_hands(guest, guest.handshake, None)
 
     def _shake_hands(
-        self, guest: Guest, handshake: Handshake, run: Callable[[Callable[[], bool]], bool] | None
+        self, guest: Guest, handshake: TlsHandshake, run: Callable[[Callable[[], bool]], bool] | None
     ) -> None:
         """Go on with a handshake; ``run`` calls its step, None for at once."""
         try:
@@ -207,9 +237,10 @@ class Login:
                 if guest.requests & DIRECT and session.facts.alpn != ALPN:
                     raise TlsFault(f'direct TLS without the protocol name "{ALPN.decode()}" (ALPN)')
                 guest.secure(session)
-                self._logger.debug(f"TLS: {session.facts}", context="startup", who=guest.who)
+                if self._logger.is_debug:
+                    self._logger.debug(f"TLS: {session.facts}", context="startup", who=guest.who)
                 guest.expect_startup()
-        except TlsFault as error:
+        except (TlsFault, ConnectionError) as error:
             self._end(guest, TlsFailed(cause=str(error)))
         except ClientGone as error:
             self._end(guest, error)
@@ -223,12 +254,16 @@ class Login:
         guest.conversation = self._sources.exchange(guest, guest.plan, guest.salt)
         self.on_password(guest, body)
 
-    def on_proved(self, guest: Guest) -> None:
+    def on_proved(self, guest: Guest, done: Done) -> None:
         """The client is who it says, but what was known of its route has changed."""
         try:
-            self._go_on(guest, Done(messages.authentication_ok()))
+            self._go_on(guest, done)
         except (GpoolerError, ClientGone) as error:
             self._end(guest, error)
+
+    def on_refused(self, guest: Guest, error: GpoolerError) -> None:
+        """What the client answered proves nothing."""
+        self._end(guest, error)
 
     def on_bad(self, guest: Guest, is_startup: bool) -> None:
         """Bytes that are no message of the kind expected."""
@@ -240,6 +275,12 @@ class Login:
             raise AssertionError("the entrance and the parsers disagree")
         except GpoolerError as error:
             self._end(guest, error)
+
+    def on_surprise(self, guest: Guest) -> None:
+        """A mistake of ours, told in an except clause: it ends this login alone."""
+        self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
+        if guest.fd >= 0:
+            self._end(guest, InternalError(cause="uncaught"))
 
     def on_gone(self, guest: Guest, cause: str) -> None:
         """The client closed or broke the connection."""
@@ -309,7 +350,7 @@ class Login:
         if plan is not None:
             self._begin(guest, plan)
             return
-        packet = parse_startup(data)
+        packet = SSL_REQUEST if data == SSL_REQUEST_DATA else parse_startup(data)
         if isinstance(packet, SSLRequest | GSSENCRequest):
             request = SSL if isinstance(packet, SSLRequest) else GSSENC
             if guest.requests & request:
@@ -317,19 +358,17 @@ class Login:
             guest.requests |= request
             if guest.buffer:
                 raise ProtocolViolation("received unencrypted data after an encryption request")
-            acceptor = self._acceptors.get(guest.listener) if request == SSL and guest.family else None
-            if acceptor is not None and guest.tls is not None:
-                acceptor = None
+            is_possible = request == SSL and guest.family and guest.tls is None
+            acceptor = self._acceptors.get(guest.listener) if is_possible else None
             answer = REFUSED if acceptor is None else ACCEPTED
-            self._logger.debug(
-                f"{type(packet).__name__}: answered {answer.decode()}", context="startup", who=guest.who
-            )
+            if self._logger.is_debug:
+                said = f"{type(packet).__name__}: answered {answer.decode()}"
+                self._logger.debug(said, context="startup", who=guest.who)
             guest.send(answer)
             if acceptor is None:
                 guest.expect_startup()
             else:
-                guest.handshake = acceptor.begin()
-                guest.expect_handshake()
+                self._begin_tls(guest, acceptor)
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
         elif self._groups.is_ready:
@@ -373,14 +412,20 @@ class Login:
                 raise UserBlocked(packet.user, packet.database)
             if self.is_draining:
                 raise AdminShutdown
-            if not self._admission.enter(self._config.limits.client_max):
-                raise ClientMaxReached(self._config.limits.client_max or 0)
-            guest.is_counted = True
+            if any(is_of_database(rule, packet.database, name) for name in self._config.disabled):
+                raise DatabaseDisabled(packet.database)
+            if not self._is_of_console(rule):  # whoever looks why there are too many must come in
+                if not self._admission.enter(self._config.limits.client_max):
+                    raise ClientMaxReached(self._config.limits.client_max or 0)
+                guest.is_counted = True
             guest.conversation = self._sources.exchange(guest, plan, None)
         negotiation = packet.negotiation()
         if negotiation:
             guest.send(negotiation)
         self._go_on(guest, guest.conversation.challenge())
+
+    def _is_of_console(self, rule: Rule) -> bool:
+        return self.console is not None and self.console.takes(rule)
 
     def _debug(self, guest: Guest, message: str) -> None:
         self._logger.debug(message, context="startup", who=guest.who, is_wanted=True)
@@ -428,6 +473,8 @@ class Login:
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
                 self._end(guest, error)
+            elif isinstance(error, AuthenticationFailed):
+                self._note_failure(guest, error)  # or guesses would be free for who hangs up in time
         except Exception as error:  # noqa: BLE001  # a library's surprise: the client is told as usual
             self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
             if guest.fd >= 0 and guest.plan is not None:
@@ -448,10 +495,13 @@ class Login:
         elif plan.rule is None:
             raise AuthenticationFailed(plan.packet.user, cause="no rule")
         else:
-            rule, packet = plan.rule, plan.packet
+            rule, packet = self._in_force(plan), plan.packet
             if plan.method is not Authentication.NONE:
                 self._refuse_banned(guest)
                 self._failures.clear(guest.address, encode(packet.user))
+            if self.console is not None and self.console.takes(rule):
+                self.console.take(guest, plan, said.messages)
+                return
             if said.storage_user is not None:
                 plan = guest.plan = plan.variant(said.storage_user)
             route = plan.route or self._routes.known(
@@ -461,6 +511,17 @@ class Login:
                 self._adopt(guest, plan, rule, route, said)
             else:
                 gevent.spawn(self._wait_for_route, guest, plan, rule, said)
+
+    def _in_force(self, plan: Plan) -> Rule:
+        """The rule of a plan as it is now. Raises AdminShutdown: it was removed."""
+        assert plan.rule is not None
+        rule = self._rules.get(plan.rule.name)
+        if rule is None:
+            raise AdminShutdown
+        if rule is not plan.rule:
+            plan.rule = rule
+            plan.route = None
+        return rule
 
     def _refuse_banned(self, guest: Guest) -> None:
         """Who is banned fails where a wrong password would. Raises AuthenticationFailed."""
@@ -487,7 +548,9 @@ class Login:
         if plan.route is None:
             plan.route = route
             plan.names = self._names(plan.packet.database, plan.packet.user)
-        if plan.storage_user == plan.packet.user and learns_servers_secret(rule, plan.packet.user):
+        if rule.password_passthrough and done.password is not None:
+            route.learn_password(done.password)
+        elif _is_learned_from(plan, rule):
             route.learn(done.secret, done.keys)
         if not self._admission.enter_route(route.admission_id, rule.client_max):
             raise RuleClientMaxReached(rule.client_max or 0, plan.packet.database, plan.packet.user)
@@ -497,7 +560,7 @@ class Login:
             self._admission.leave_route(route.admission_id)
             raise
         if setup is None:
-            self._count_login(route)
+            self._count_login(route, guest.age_us())
             self._remember(guest, plan, rule)
         guest.is_counted = False  # from now on the relay's event gives it back
         if plan.is_debugged:
@@ -519,10 +582,10 @@ class Login:
             secret = b"" if route.mode is Mode.SESSION else random_bytes(secret_length)
             if route.is_replication:
                 value = STARTUP_VALUES[plan.packet.replication]
-                setup = SetUp(route, (), {**plan.named_parameters(guest), "replication": value})
+                setup = SetUp(guest, route, (), {**plan.named_parameters(guest), "replication": value})
                 parameters = overrides({})
             else:
-                setup = SetUp(route, plan.key, None)
+                setup = SetUp(guest, route, plan.key, None)
                 parameters = overrides(plan.named_parameters(guest))
         else:
             secret = random_bytes(secret_length)
@@ -568,12 +631,14 @@ class Login:
             return  # who is in which group has changed since
         if limits.auth_failure_max and plan.method is not Authentication.NONE:
             return  # the short way knows of no ban
-        stored = None
-        if plan.method is Authentication.MD5:
-            stored = plan.secret.md5_hash(encode(plan.packet.user)) if plan.secret is not None else None
-            if stored is None:
-                return  # a SCRAM verifier: the exchange is SCRAM's
-        self.remember(guest, plan, stored, self._plans.has_addresses, self._socket_changes[rule.name])
+        stored: Stored = None
+        if plan.method is not Authentication.NONE:
+            if not isinstance(guest.conversation, Md5Exchange | ScramExchange):
+                return  # it came the short way itself: the next one will do
+            stored = guest.conversation.stored
+        changes = self._socket_changes[rule.name]
+        is_learned_from = _is_learned_from(plan, rule)
+        self.remember(guest, plan, stored, is_learned_from, self._plans.has_addresses, changes)
 
     def finish_setup(self, handle: int, setup: SetUp) -> None:
         """The client has its parameters from a server (``ClientEvent.READY``): tell it so."""
@@ -592,11 +657,17 @@ class Login:
             pid,
             secret,
         )
-        self._count_login(route)
+        self._count_login(route, monotonic_us() - setup.began_us)
 
-    def _count_login(self, route: Route) -> None:
+    def _count_login(self, route: Route, lasted_us: int) -> None:
         self._counters.add_process(ProcessWord.LOGINS)
         self._counters.add_route(route.route_id, RouteWord.LOGINS)
+        self._counters.observe(route.route_id, Time.LOGIN, lasted_us)
+
+
+def _is_learned_from(plan: Plan, rule: Rule) -> bool:
+    """Whether what its clients prove themselves with opens servers."""
+    return plan.storage_user == plan.packet.user and learns_servers_secret(rule, plan.packet.user)
 
 
 def _described(plan: Plan) -> str:

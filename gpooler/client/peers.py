@@ -1,9 +1,10 @@
-"""What workers say to each other: cancel requests, so that they work while the broker is away."""
+"""What workers say to each other, so that it works without the broker: cancels, rows for the console."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from gpooler.broker.codec import Codec
+from gpooler.broker.messages import Ask, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Cancel:
     DESCRIPTORS: ClassVar[int] = 0
     token: int
     pid: int
-    secret_hex: str
+    secret_hex: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +26,4 @@ class Cancelled:
     is_found: bool
 
 
-CODEC: Final = Codec((Cancel, Cancelled))
+CODEC: Final = Codec((Cancel, Cancelled, Ask, Rows))

@@ -87,7 +87,7 @@ class Plan:
         rule = self.rule
         return (
             rule is not None
-            and self.method in (Authentication.NONE, Authentication.MD5)
+            and self.method in (Authentication.NONE, Authentication.MD5, Authentication.SCRAM_SHA_256)
             and not self.refusal
             and rule.client_max is None
             and not self.has_host_in_name

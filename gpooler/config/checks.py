@@ -26,6 +26,7 @@ from gpooler.config.words import (
     Tls,
 )
 
+IN_CLEAR: Final = (Authentication.CLEAR_TEXT, Authentication.EXTERNAL)  # a password is sent as it is
 CLEAR_TEXT_SOURCES: Final = (
     "password",
     "auth_query",
@@ -39,6 +40,11 @@ OUTSIDE: Final = ("auth_pam_service", "ldap_endpoint_name", "auth_module", "enab
 LDAP_DIRECT: Final = ("ldapprefix", "ldapsuffix")
 LDAP_SEARCH: Final = ("ldapbinddn", "ldapbindpasswd", "ldapsearchattribute", "ldapsearchfilter")
 GROUP_QUERY: Final = ("group_query", "group_query_user", "group_query_db")
+# What says how servers are opened and shared.
+SERVER_OPTIONS: Final = (
+    "storage_db", "storage_user", "storage_password", "backend_startup_options", "ldap_storage_credentials",
+    "pool_size", "min_pool_size", "shared_pool",
+)  # fmt: skip
 TOLD_APART_BY: Final = ("address", "connection_type")
 SOCKET_DIR: Final[KeyPath] = ("service", "unix_socket_dir")
 MD5_LENGTH: Final = 35  # "md5" and 32 hex digits
@@ -73,17 +79,20 @@ def errors(document: Document, names: Names) -> Iterator[Finding]:
     """What makes ``document`` unusable."""
     yield from _service(document)
     yield from _listeners(document)
+    yield from _metrics(document)
     yield from _storages(document)
     yield from _ldap_endpoints(document)
     yield from _names(document)
     yield from _rules(document)
-    for path, database, _, rule in rules_of(document):
+    for path, database, user, rule in rules_of(document):
         for check in (_authentication, _outside_checks, _pool):
             yield from check(path, rule)
         yield from _references(path, rule, document, names)
         yield from _certificate(path, rule, document)
+        yield from _passthrough(path, user, rule, document)
         yield from _auth_query(path, rule, document)
         yield from _ldap_credentials(path, database, rule, document)
+        yield from _console(path, rule, document)
         if isinstance(rule, GroupBody):
             yield from _group(path, rule, document)
 
@@ -142,6 +151,18 @@ def _listeners(document: Document) -> Iterator[Finding]:
         seen.setdefault(address, number)
 
 
+def _metrics(document: Document) -> Iterator[Finding]:
+    metrics = document.metrics
+    own, odysseys = metrics.prometheus_port, metrics.promhttp_server_port
+    if own and odysseys and own != odysseys:
+        yield Finding(("metrics", "promhttp_server_port"), "is another name of prometheus_port: give one")
+    key = ("metrics", "prometheus_port" if own else "promhttp_server_port")
+    for number, listen in enumerate(document.listen):
+        is_same_host = "*" in (listen.host, metrics.prometheus_host) or listen.host == metrics.prometheus_host
+        if listen.host is not None and is_same_host and listen.port == metrics.http_port:
+            yield Finding(key, f"is the port of listen[{number}]", (("listen", number, "port"),))
+
+
 def _tls(path: KeyPath, section: ListenBody | StorageBody) -> Iterator[Finding]:
     """What a listener and a storage have in common; the files themselves: ``certificates``."""
     needs = (*path, "tls_ca_file")
@@ -173,8 +194,8 @@ def _storages(document: Document) -> Iterator[Finding]:
         path: KeyPath = ("storage", name)
         host = (*path, "host")
         if storage.type is StorageType.LOCAL:
-            text = '"local", the console, is not built yet: remove this storage and its rules'
-            yield Finding((*path, "type"), text)
+            for key in sorted(storage.model_fields_set - {"type"}):
+                yield Finding((*path, key), 'has no place where type is "local"', ((*path, "type"),))
             continue
         yield from _tls(path, storage)
         try:
@@ -229,7 +250,7 @@ def _ldap_credentials(path: KeyPath, database: str, rule: RuleBody, document: Do
     elif endpoint is not None and endpoint.ldapbasedn is None:
         text = "needs an endpoint with ldapbasedn: a direct bind reads no attribute"
         yield Finding(at, text, (("ldap_endpoint", rule.ldap_endpoint_name),))
-    for word in ("storage_user", "storage_password", "min_pool_size"):
+    for word in ("storage_user", "storage_password", "password_passthrough", "min_pool_size"):
         if getattr(rule, word):
             yield Finding((*path, word), "excludes ldap_storage_credentials", (at,))
     if database == DEFAULT and rule.storage_db is not None:
@@ -298,6 +319,21 @@ def _certificate(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[
         yield Finding((*path, "authentication"), text, (("listen",),))
 
 
+def _passthrough(path: KeyPath, user: str, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    if not rule.password_passthrough:
+        return
+    at = (*path, "password_passthrough")
+    # a host-based rule may ask for the password whatever the rule's method is
+    if rule.authentication not in IN_CLEAR and document.routing.hba_file is None:
+        words = " or ".join(f'"{word}"' for word in IN_CLEAR)
+        yield Finding(at, f"needs authentication = {words}", ((*path, "authentication"),))
+    if rule.storage_password is not None:
+        yield Finding(at, "excludes storage_password", ((*path, "storage_password"),))
+    if rule.storage_user is not None and (user == DEFAULT or path[2] == "group"):
+        text = "excludes storage_user where the rule has many users: each has another password"
+        yield Finding(at, text, ((*path, "storage_user"),))
+
+
 def _auth_query(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
     at = (*path, "auth_query")
     for word in ("auth_query_db", "auth_query_user"):
@@ -321,7 +357,7 @@ def _query_route(
     """A query of ours needs a rule that says where it goes and as whom."""
     for rule_path, rule_database, rule_user, rule in rules_of(document):
         is_its = rule_database in (database, DEFAULT) and rule_user in (user, DEFAULT)
-        is_its = is_its and rule_path[2] == "user"
+        is_its = is_its and rule_path[2] == "user" and not _is_local(rule, document)
         if is_its and rule.address is None and rule.connection_type is ConnectionType.DEFAULT:
             return
     text = f'there is no rule for database "{database}" and user "{user}" without address and connection_type'
@@ -379,6 +415,25 @@ def _pool(path: KeyPath, rule: RuleBody) -> Iterator[Finding]:
             yield Finding((*path, "pool_discard_query"), text)
 
 
+def _console(path: KeyPath, rule: RuleBody, document: Document) -> Iterator[Finding]:
+    """What a rule that leads to the console cannot have."""
+    if not _is_local(rule, document):
+        return
+    depends = ((*path, "storage"), ("storage", rule.storage, "type"))
+    for key in SERVER_OPTIONS:
+        if getattr(rule, key):
+            yield Finding((*path, key), "has no place where the storage is local: it has no servers", depends)
+    if rule.client_max is not None:
+        yield Finding((*path, "client_max"), "does not count clients of the console", depends)
+    if rule.pool_routing is PoolRouting.INTERNAL:
+        yield Finding((*path, "pool_routing"), '"internal" has no place where the storage is local', depends)
+
+
+def _is_local(rule: RuleBody, document: Document) -> bool:
+    storage = document.storage.get(rule.storage)
+    return storage is not None and storage.type is StorageType.LOCAL
+
+
 def _references(path: KeyPath, rule: RuleBody, document: Document, names: Names) -> Iterator[Finding]:
     for key, section, known in (
         ("storage", "storage", names.storage),
@@ -402,9 +457,14 @@ def warnings(document: Document) -> Iterator[Finding]:
     logging = document.logging
     if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
         yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
+    if document.metrics.http_port is None and "prometheus_host" in document.metrics.model_fields_set:
+        yield Finding(("metrics", "prometheus_host"), "has no effect without prometheus_port")
     for name, storage in document.storage.items():
         if storage.host and any(endpoint.zone for endpoint in _endpoints(storage.host, storage.port)):
             yield Finding(("storage", name, "host"), "its availability zone means nothing: there is one host")
+        yield from _idle_tls(("storage", name), storage)
+    for number, listen in enumerate(document.listen):
+        yield from _idle_tls(("listen", number), listen)
     has_tls = any(listen.tls is not Tls.DISABLE for listen in document.listen)
     for path, database, user, rule in rules_of(document):
         yield from _min_pool_size_warnings(path, database, user, rule)
@@ -412,6 +472,15 @@ def warnings(document: Document) -> Iterator[Finding]:
             yield Finding((*path, "connection_type"), "never matches: no [[listen]] has tls")
         for key, text in _idle_options(rule):
             yield Finding((*path, key), text)
+        if rule.role is None and _is_local(rule, document):
+            yield Finding((*path, "role"), 'is unset: as "stat", its clients may SHOW and nothing else')
+
+
+def _idle_tls(path: KeyPath, section: ListenBody | StorageBody) -> Iterator[Finding]:
+    if section.tls is Tls.DISABLE:
+        for key in sorted(section.model_fields_set):
+            if key.startswith("tls_"):
+                yield Finding((*path, key), 'has no effect while "tls" is "disable"')
 
 
 def _endpoints(host: str, port: int) -> tuple[Endpoint, ...]:

@@ -51,6 +51,7 @@ NOT_WITH_ACTIVE: Final[Mapping[str, str]] = {
     "auth_pam_service": WITH_CLEAR_TEXT,
     "ldap_endpoint_name": WITH_CLEAR_TEXT,
     "ldap_storage_credentials_attr": "See the last rules below.",
+    "role": "Goes with a local storage; see the console below.",
     "ldapprefix": DIRECT_BIND,
     "ldapsuffix": DIRECT_BIND,
 }
@@ -118,6 +119,17 @@ EXAMPLE_TAIL: Final = """\
 #storage_user = "payroll"
 #storage_password = "secret"
 #pool = "transaction"
+
+# The console: `psql -p 6432 -U admin pgbouncer`, then SHOW HELP (docs/console.md).
+#[storage.console]
+#type = "local"
+
+#[database.pgbouncer.user.admin]
+#authentication = "scram-sha-256"
+#password = "secret"
+#storage = "console"
+#pool = "session"
+#role = "admin"
 """
 
 REFERENCE_HEAD: Final = """\
@@ -167,8 +179,7 @@ object a line.
 RELOAD: Final = """\
 ## When a change takes effect
 
-*Reload* and *restart* in the tables below say what an option is made for. **Reloading is not built yet**: a
-change takes effect at the next start.
+The tables below say it of each option, and [reload.md](reload.md) what the words mean.
 """
 
 

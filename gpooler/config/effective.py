@@ -106,7 +106,7 @@ def _entries(table: Section) -> Iterator[tuple[str, Any, str]]:
         if any(isinstance(secret, Secret) and not secret.source for secret in secrets):
             comment = comment or "not shown"
         if not isinstance(value, Mapping):
-            yield name, _plain(value, is_mode=isinstance(kind_of(field), FileMode)), comment
+            yield name, plain_value(value, is_mode=isinstance(kind_of(field), FileMode)), comment
 
 
 def _tables(table: Section) -> Iterator[tuple[str, Section | Mapping[str, Any]]]:
@@ -116,7 +116,8 @@ def _tables(table: Section) -> Iterator[tuple[str, Section | Mapping[str, Any]]]
             yield name, value
 
 
-def _plain(value: Any, *, is_mode: bool) -> Any:
+def plain_value(value: Any, *, is_mode: bool) -> Any:
+    """A value of an option as TOML has it; ``is_mode``: permissions. Secrets are hidden."""
     if value is None:
         return "default"
     if is_mode:
@@ -126,6 +127,6 @@ def _plain(value: Any, *, is_mode: bool) -> Any:
     if isinstance(value, StrEnum | IPv4Network | IPv6Network):
         return str(value)
     if isinstance(value, tuple):
-        plain = [_plain(item, is_mode=False) for item in value]
-        return plain[0] if len(plain) == 1 and isinstance(value[0], Secret) else plain
+        items = [plain_value(item, is_mode=False) for item in value]
+        return items[0] if len(items) == 1 and isinstance(value[0], Secret) else items
     return value

@@ -20,7 +20,9 @@ class Reload(StrEnum):
     """When a changed value takes effect."""
 
     RELOAD = "reload"
-    RULE = "reload, for new routes"
+    LOGIN = "reload, for new logins"
+    SESSION = "reload, for new clients"  # those that are connected keep their kind of pool
+    SERVER = "reload, servers are replaced"
     RESTART = "restart"
 
 

@@ -27,6 +27,7 @@ from gpooler.config.rule import GroupBody, Section
 from gpooler.config.source import Origin, Source, read_file, read_secret, read_text
 from gpooler.config.storage import parse_endpoints, socket_path
 from gpooler.config.validate import Validated, as_written, validate
+from gpooler.config.words import StorageType
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +143,10 @@ def _service(service: Service) -> Service:
 
 
 def _listeners(document: Document, directory: str | None) -> Iterator[Listen]:
-    for body in document.listen:
+    for number, body in enumerate(document.listen):
         path = socket_path(directory, body.port) if body.host is None and directory else None
-        yield Listen.model_construct(body.model_fields_set, **_fields(body), unix_path=path)
+        fields = _fields(body)
+        yield Listen.model_construct(body.model_fields_set, **fields, unix_path=path, number=number)
 
 
 def _storages(document: Document, directory: str | None) -> dict[str, Storage]:
@@ -153,7 +155,9 @@ def _storages(document: Document, directory: str | None) -> dict[str, Storage]:
             body.model_fields_set,
             **_fields(body),
             name=name,
-            endpoints=parse_endpoints(body.host, body.port, directory),
+            endpoints=()
+            if body.type is StorageType.LOCAL
+            else parse_endpoints(body.host, body.port, directory),
         )
         for name, body in document.storage.items()
     }

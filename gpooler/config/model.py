@@ -27,6 +27,7 @@ from gpooler.config.values import (
     Networks,
     Number,
     OneOf,
+    OptionalPort,
     OptionalPositive,
     OptionalSecret,
     OptionalStr,
@@ -45,6 +46,7 @@ from gpooler.config.words import (
     BalancingMethod,
     ConnectionType,
     LdapScheme,
+    Pause,
     Pool,
     PoolRouting,
     QueryParsing,
@@ -86,7 +88,7 @@ STACK_PAGES_LEAST = 4
 DEPRECATED = "deprecated in Odyssey"
 NO_EFFECT = "gpooler has nothing it could mean for"
 HOSTS_ADVICE = "a storage has one host"
-PROMETHEUS_ADVICE = "use statsd"
+PROMETHEUS_ALWAYS = "prometheus_port alone decides"
 
 
 class DropOptions(Section):
@@ -131,8 +133,15 @@ class Service(Section):
     graceful_shutdown_timeout_ms: Ms = option(
         30_000, "After this long in a graceful shutdown exit with status 124; 0 is never."
     )
+    drain_delay_ms: Ms = option(
+        0,
+        "In a graceful shutdown /readyz says so for this long before anything else happens: time for load "
+        "balancers to look elsewhere.",
+    )
     max_sigterms_to_die: Positive = option(3, "This SIGTERM or SIGINT exits at once with status 1.")
-    enable_host_watcher: Bool = not_built(False, "Sample CPU and memory of the host for the console.")
+    enable_host_watcher: Bool = ignored(
+        False, "Sample CPU and memory of the host.", "SHOW HOST_UTILIZATION samples when it is asked"
+    )
     conn_drop_options: DropOptions = option(DropOptions(), "How clients are dropped in a graceful shutdown.")
     online_restart_drop_options: DropOptions | None = option(None, "The old name of conn_drop_options.")
 
@@ -267,10 +276,9 @@ class Limits(Section):
         "After so many failed logins as one user from one address, over all workers and with no success "
         "between them, every login as that user from there fails for auth_failure_ban_ms; 0 is off. Behind a "
         "proxy all clients have one address. A whole /64 counts as one address of IPv6.",
-        reload=Reload.RESTART,
     )
     auth_failure_ban_ms: Annotated[int, Number("ms", least=1)] = option(
-        60_000, "How long, and after how long without a failure the count begins anew.", reload=Reload.RESTART
+        60_000, "How long, and after how long without a failure the count begins anew."
     )
     auth_failure_trusted: Annotated[tuple[IPv4Network | IPv6Network, ...], Networks()] = option(
         (),
@@ -301,30 +309,41 @@ class Metrics(Section):
     statsd_host: OptionalStr = option(None, "Send metrics to statsd at this host.", example="127.0.0.1")
     statsd_port: Port = option(8125, "And this UDP port.")
     statsd_prefix: Annotated[str, FreeText(255)] = option("gpooler", "First part of every metric's name.")
-    prometheus_host: OptionalStr = not_built(
-        None, "Serve metrics to Prometheus at this address.", PROMETHEUS_ADVICE
+    prometheus_host: Str = option(
+        "127.0.0.1",
+        'The address where prometheus_port is served; "*" is every one.',
+        reload=Reload.RESTART,
     )
-    prometheus_port: Annotated[int | None, Number(least=1, most=65_535)] = not_built(
-        None, "And this TCP port.", PROMETHEUS_ADVICE
+    prometheus_port: OptionalPort = option(
+        None,
+        "Serve /metrics, /healthz and /readyz at this TCP port (docs/metrics.md).",
+        reload=Reload.RESTART,
+        example=9127,
     )
-    promhttp_server_port: Annotated[int | None, Number(least=1, most=65_535)] = not_built(
-        None, "Odyssey's name of prometheus_port.", PROMETHEUS_ADVICE
+    promhttp_server_port: OptionalPort = option(
+        None, "Odyssey's name of prometheus_port.", reload=Reload.RESTART, example=9127
     )
-    log_general_stats_prom: Bool = not_built(False, "General statistics for Prometheus.", PROMETHEUS_ADVICE)
-    log_route_stats_prom: Bool = not_built(False, "Statistics by route for Prometheus.", PROMETHEUS_ADVICE)
+    log_general_stats_prom: Bool = ignored(False, "General statistics for Prometheus.", PROMETHEUS_ALWAYS)
+    log_route_stats_prom: Bool = ignored(False, "Statistics by route for Prometheus.", PROMETHEUS_ALWAYS)
+
+    @property
+    def http_port(self) -> int | None:
+        """Where Prometheus is served; None: nowhere."""
+        return self.promhttp_server_port if self.prometheus_port is None else self.prometheus_port
 
 
 class Routing(Section):
     """``[routing]``: how a client finds its rule, and what the pooler does in its name."""
 
     sequential_routing: Bool = option(
-        False, "yes: the first rule in the order of the file; no: the most specific.", reload=Reload.RULE
+        False, "yes: the first rule in the order of the file; no: the most specific.", reload=Reload.LOGIN
     )
     hba_file: OptionalStr = option(
         None,
         "Host-based rules in the syntax of pg_hba.conf (docs/authentication.md): the first line that takes a "
         "client decides, and none refuses it; unset: the rules alone decide. Relative to the file that has "
         "it.",
+        reload=Reload.LOGIN,
     )
     group_checker_interval: Annotated[int, Number("ms", least=1)] = option(7000, "Period of group queries.")
     availability_zone: Annotated[str, FreeText(15)] = not_built("", "The zone gpooler is in.")
@@ -342,13 +361,13 @@ class Routing(Section):
         False,
         "SHOW, SET and RESET of odyssey.target_session_attrs (or gpooler.…) are answered here, with a "
         "notice. Its one value is any.",
-        reload=Reload.RESTART,
+        reload=Reload.SESSION,
     )
     virtual_transaction: Bool = option(
         False,
         "A plain BEGIN takes no server in transaction pools: it is answered here and sent with the query "
         "that follows.",
-        reload=Reload.RESTART,
+        reload=Reload.SESSION,
         odyssey=True,
         departure="a client that began a transaction has its server, unless it is asked otherwise",
     )
@@ -387,14 +406,15 @@ class ListenBody(Section):
     host: OptionalStr = option(
         None,
         '"*" is any address; a name is resolved and each address bound; unset: a Unix socket.',
-        reload=Reload.RESTART,
         example="127.0.0.1",
     )
     port: Port = option(
-        6432, "TCP port, or the number in the name of the Unix socket.", reload=Reload.RESTART
+        6432,
+        "TCP port, or the number in the name of the Unix socket.",
     )
     backlog: Annotated[int, Number(least=1, most=65_535)] = option(
-        128, "Connections the kernel keeps until they are accepted.", reload=Reload.RESTART
+        128,
+        "Connections the kernel keeps until they are accepted.",
     )
     client_login_timeout: Annotated[int, Number("ms", least=1)] = option(
         15_000, "Limit of startup, authentication and routing."
@@ -458,50 +478,48 @@ class StorageBody(Section):
     """``[storage.NAME]``: a PostgreSQL host."""
 
     type: Annotated[StorageType, OneOf(StorageType)] = required(
-        '"remote" is PostgreSQL; "local", the console, is not built yet.',
+        '"remote" is PostgreSQL; "local" is the console (docs/console.md), and has no other option.',
         placeholder="remote",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example="remote",
     )
     host: Annotated[str | None, Text(4095)] = option(
         None,
         "[tcp://|unix://]host[:port][:zone]; a unix:// host is a socket's directory; unset: unix_socket_dir.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example="127.0.0.1",
     )
-    port: Port = option(5432, "For hosts without their own.", reload=Reload.RULE)
+    port: Port = option(5432, "For hosts without their own.", reload=Reload.SERVER)
     tls: Annotated[Tls, OneOf(Tls)] = option(
         Tls.DISABLE,
         "TLS with servers, as sslmode of libpq; a Unix socket has none. allow: only where the server refuses "
         "a login without it; prefer: where the server has it.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
     )
     tls_ca_file: OptionalStr = option(
         None,
         "Authorities, in PEM; with it require verifies the server's certificate, too.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example="ca.pem",
     )
     tls_key_file: OptionalStr = option(
         None,
         "Private key of the certificate shown to the server, in PEM.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example="key.pem",
     )
     tls_cert_file: OptionalStr = option(
-        None, "The certificate shown to the server, in PEM.", reload=Reload.RULE, example="cert.pem"
+        None, "The certificate shown to the server, in PEM.", reload=Reload.SERVER, example="cert.pem"
     )
     tls_crl_file: OptionalStr = option(
-        None, "Revocation lists of these authorities, in PEM.", reload=Reload.RULE, example="crl.pem"
+        None, "Revocation lists of these authorities, in PEM.", reload=Reload.SERVER, example="crl.pem"
     )
-    tls_protocols: OptionalStr = option(None, "As of a listener.", reload=Reload.RULE, example="tlsv1.3")
-    tls_ciphers: OptionalStr = option(None, "As of a listener.", reload=Reload.RULE, example="HIGH:!aNULL")
+    tls_protocols: OptionalStr = option(None, "As of a listener.", reload=Reload.SERVER, example="tlsv1.3")
+    tls_ciphers: OptionalStr = option(None, "As of a listener.", reload=Reload.SERVER, example="HIGH:!aNULL")
     tls_ciphersuites: OptionalStr = option(
-        None, "As of a listener.", reload=Reload.RULE, example="TLS_AES_128_GCM_SHA256"
+        None, "As of a listener.", reload=Reload.SERVER, example="TLS_AES_128_GCM_SHA256"
     )
-    server_max_routing: Count = option(
-        0, "Server logins at once, over all workers; 0 is one a worker.", reload=Reload.RULE
-    )
+    server_max_routing: Count = option(0, "Server logins at once, over all workers; 0 is one a worker.")
     endpoints_status_poll_interval: Annotated[int, Number("ms", least=1)] = not_built(
         1000, "How long the known role of a host is trusted.", HOSTS_ADVICE
     )
@@ -521,50 +539,52 @@ class LdapEndpoint(Section):
     ldapserver: Str = required(
         "Host, or several separated by spaces, which are tried in turn.",
         placeholder="?",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="ldap.example.com",
     )
     ldapport: Annotated[int | None, Number(least=1, most=65_535)] = option(
-        None, "Port; unset: 389, or 636 with ldaps.", reload=Reload.RULE, example=389
+        None, "Port; unset: 389, or 636 with ldaps.", reload=Reload.LOGIN, example=389
     )
     ldapscheme: Annotated[LdapScheme, OneOf(LdapScheme)] = option(
-        LdapScheme.LDAP, "ldaps is TLS from the first byte.", reload=Reload.RULE
+        LdapScheme.LDAP, "ldaps is TLS from the first byte.", reload=Reload.LOGIN
     )
     ldaptls: Bool = option(
-        False, "With ldap: encrypt by StartTLS before anything else is said.", reload=Reload.RULE
+        False, "With ldap: encrypt by StartTLS before anything else is said.", reload=Reload.LOGIN
     )
     tls_ca_file: OptionalStr = option(
         None,
         "Under ldaps and ldaptls: authorities of the directory's certificate, which is always verified; "
         "unset: as ldap.conf says.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
     )
     ldapprefix: Annotated[str | None, FreeText()] = option(
         None,
         "Direct bind: what stands before the user name, such as uid= or a domain with a backslash.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="uid=",
     )
     ldapsuffix: Annotated[str | None, FreeText()] = option(
-        None, "And behind it.", reload=Reload.RULE, example=",ou=people,dc=example,dc=com"
+        None, "And behind it.", reload=Reload.LOGIN, example=",ou=people,dc=example,dc=com"
     )
     ldapbasedn: OptionalStr = option(
         None,
         "Search and bind: below this entry, at any depth, the user's entry is sought.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="dc=example,dc=com",
     )
     ldapbinddn: OptionalStr = option(
-        None, "Who searches; unset: anonymous.", reload=Reload.RULE, example="cn=gpooler,dc=example,dc=com"
+        None, "Who searches; unset: anonymous.", reload=Reload.LOGIN, example="cn=gpooler,dc=example,dc=com"
     )
-    ldapbindpasswd: OptionalSecret = option(None, "With what password.", reload=Reload.RULE, example="secret")
+    ldapbindpasswd: OptionalSecret = option(
+        None, "With what password.", reload=Reload.LOGIN, example="secret"
+    )
     ldapsearchattribute: OptionalStr = option(
-        None, "The attribute that is the user name; unset: uid.", reload=Reload.RULE, example="uid"
+        None, "The attribute that is the user name; unset: uid.", reload=Reload.LOGIN, example="uid"
     )
     ldapsearchfilter: OptionalStr = option(
         None,
         "A filter that must hold besides.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="(objectClass=inetOrgPerson)",
     )
     ldapscope: OptionalStr = ignored(None, "Depth of the search.", "it is always the whole tree")
@@ -573,9 +593,9 @@ class LdapEndpoint(Section):
 class DatabaseRules(Section):
     """``[database.NAME]``: its users and groups. One table is kept as a list of one."""
 
-    user: Mapping[str, tuple[RuleBody, ...]] = option({}, "Rules by user name.", reload=Reload.RULE)
+    user: Mapping[str, tuple[RuleBody, ...]] = option({}, "Rules by user name.")
     group: Mapping[str, tuple[GroupBody, ...]] = option(
-        {}, "Rules by group name, for the members that a query names.", reload=Reload.RULE
+        {}, "Rules by group name, for the members that a query names."
     )
 
 
@@ -592,11 +612,11 @@ class Document(Section):
     soft_oom: SoftOom | None = not_built(
         None, "Refuse new clients while memory is short.", "remove the section"
     )
-    listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.", reload=Reload.RESTART)
-    storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.RULE)
-    shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.", reload=Reload.RULE)
-    ldap_endpoint: Mapping[str, LdapEndpoint] = option({}, "LDAP servers by name.", reload=Reload.RULE)
-    database: Mapping[str, DatabaseRules] = option({}, "The rules.", reload=Reload.RULE)
+    listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.")
+    storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.SERVER)
+    shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.")
+    ldap_endpoint: Mapping[str, LdapEndpoint] = option({}, "LDAP servers by name.", reload=Reload.LOGIN)
+    database: Mapping[str, DatabaseRules] = option({}, "The rules.")
 
 
 # What the rest of gpooler is given: the bodies with what the whole document says about them.
@@ -606,10 +626,11 @@ class Listen(ListenBody):
     """A listener; ``unix_path`` is its socket when it has no host, else None."""
 
     unix_path: str | None = None
+    number: int = 0  # of all that there ever were
 
 
 class Storage(StorageBody):
-    """A storage with its endpoints; there is at least one."""
+    """A storage with its endpoints; the console has none, PostgreSQL at least one."""
 
     name: str
     endpoints: tuple[Endpoint, ...]
@@ -626,6 +647,7 @@ class Rule(RuleBody):
     database: str
     user: str  # DEFAULT for a group's, which says itself whom it takes
     group: str | None = None
+    epoch: int = 0  # counted up by a reload that makes its servers obsolete
 
     @property
     def is_default_database(self) -> bool:
@@ -636,6 +658,11 @@ class Rule(RuleBody):
     def is_default_user(self) -> bool:
         """Whether it matches any user."""
         return self.user == DEFAULT
+
+    @property
+    def server_password(self) -> Secret | None:
+        """What servers are shown: that for them, else the first of the clients'."""
+        return self.storage_password or (self.password[0] if self.password else None)
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -661,3 +688,15 @@ class Config(Section):
     ldap_endpoint: Mapping[str, LdapEndpoint]
     rules: tuple[Rule, ...]  # in the order of the file
     hba: Hba | None = None
+    # what reloads have left (config/succession.py): rules for clients of another kind than new ones are …
+    retired: tuple[Rule, ...] = ()
+    removed: tuple[Rule, ...] = ()  # … and rules whose clients are sent away
+
+    # what operators have asked for (process/operations.py), by database, "" for all of them
+    pauses: Mapping[str, Pause] = {}
+    disabled: frozenset[str] = frozenset()
+
+    @property
+    def served(self) -> tuple[Rule, ...]:
+        """The rules that have clients and servers."""
+        return self.rules + self.retired

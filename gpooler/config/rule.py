@@ -70,10 +70,10 @@ class LdapCredentials(Section):
     """``ldap_storage_credentials.NAME``: whom to log in as at the server."""
 
     ldap_storage_username: Str = required(
-        "User name at the server.", placeholder="?", reload=Reload.RULE, example="sales_ro"
+        "User name at the server.", placeholder="?", reload=Reload.SERVER, example="sales_ro"
     )
     ldap_storage_password: OptionalSecret = option(
-        None, "Its password.", reload=Reload.RULE, example="secret"
+        None, "Its password.", reload=Reload.SERVER, example="secret"
     )
 
 
@@ -83,7 +83,7 @@ class RuleBody(Section):
     address: Annotated[IPv4Network | IPv6Network | None, Network()] = option(
         None,
         "Clients from this network only; tells the rules of an array apart.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         odyssey="default",
         example="default",
     )
@@ -91,7 +91,7 @@ class RuleBody(Section):
         ConnectionType.DEFAULT,
         "Clients of this kind only: host is any TCP connection, hostssl and hostnossl one with and without "
         "TLS, local a Unix socket.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
     )
 
     # who may come in
@@ -99,7 +99,7 @@ class RuleBody(Section):
         "How a client proves who it is; block refuses everybody; peer takes the system's users at Unix "
         "sockets; external shows a clear-text token to an agent; cert needs TLS, and a certificate that an "
         "authority of the listener has signed.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         placeholder="none",
         example="none",
     )
@@ -107,57 +107,57 @@ class RuleBody(Section):
         None,
         "The secret: plain, md5… or a SCRAM verifier. Of a list any lets a client in, while a password is "
         "being replaced; the first serves servers.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="secret",
     )
     auth_common_name: OptionalTexts = option(
         (),
         "Common names that cert accepts, default being the name of the user; unset: only that.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example=["default"],
     )
     auth_query: OptionalStr = option(
         None,
         "A query that gives user and password, and maybe until when it is valid, in place of password: $1 or "
         "%u is the user, %h the client's host. It has 500 ms; answers serve for 15 seconds.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="SELECT usename, passwd, valuntil FROM pg_shadow WHERE usename = $1",
     )
     auth_query_db: OptionalStr = option(
         None,
         "Database of the rule whose storage and credentials it uses, and there, unless that rule has "
         "storage_db.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="postgres",
     )
     auth_query_user: OptionalStr = option(
-        None, "User of that rule, and there unless it has storage_user.", reload=Reload.RULE, example="auth"
+        None, "User of that rule, and there unless it has storage_user.", reload=Reload.LOGIN, example="auth"
     )
     auth_pam_service: OptionalStr = option(
         None,
         "The PAM service that checks a clear-text password, and the account; PAM_RHOST is the client's "
         "address. Needs the package pamela.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="postgresql",
     )
     auth_module: Annotated[str | None, EntryPoint()] = option(
         None,
         "A Python function, package.module:function, decides about a clear-text password: called with user, "
         "database, address and password (bytes) in a thread, True lets the client in.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
     )
     enable_mdb_iamproxy_auth: Bool = option(
         False,
         "An agent at a Unix socket of its own decides about a clear-text token, as with external.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
     )
     mdb_iamproxy_socket_path: SocketPath = option(
-        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent.", reload=Reload.RULE
+        "/var/run/iam-auth-proxy/iam-auth-proxy.sock", "The socket of that agent.", reload=Reload.LOGIN
     )
     ldap_endpoint_name: OptionalStr = option(
         None,
         "The LDAP endpoint that checks a clear-text password. Needs the package python-ldap.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="directory",
     )
     ldap_storage_credentials_attr: OptionalStr = option(
@@ -165,57 +165,64 @@ class RuleBody(Section):
         "The attribute of the user's LDAP entry that names the storage groups it is in, as "
         "HOST_DATABASE_GROUP: the storage's host, the client's database, the name of "
         "ldap_storage_credentials.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="memberOf",
     )
     ldap_storage_credentials: Mapping[str, LdapCredentials] = option(
         {},
         "Whom to be at the server by storage group. The first the user is in counts; who is in none is "
         "refused.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
     )
     ldap_pool_size: Ignored = ignored(None, "Size of a pool of LDAP connections.", "deprecated in Odyssey")
     ldap_pool_timeout: Ignored = ignored(None, "Its timeout.", "deprecated in Odyssey")
     ldap_pool_ttl: Ignored = ignored(None, "Its time to live.", "deprecated in Odyssey")
-    password_passthrough: Bool = not_built(
-        False, "Log in to the server with the client's clear-text password.", 'use "storage_password"'
+    password_passthrough: Bool = option(
+        False,
+        "The password that a client has sent in clear text, and came in with, opens the servers of its "
+        "route, whoever judged it; of several clients the last one's.",
+        reload=Reload.LOGIN,
     )
-    role: Annotated[Role | None, OneOf(Role)] = not_built(None, "Rights in the console.")
+    role: Annotated[Role | None, OneOf(Role)] = option(
+        None,
+        "Rights in the console: stat may SHOW, admin may do all, notallow nothing. Unset: stat.",
+        example="admin",
+    )
 
     # clients
     client_max: OptionalPositive = option(
-        None, "Clients of a route at once; beyond it 53300.", reload=Reload.RULE, example=1000
+        None, "Clients of a route at once; beyond it 53300.", reload=Reload.LOGIN, example=1000
     )
     client_fwd_error: Bool = option(
-        False, "Give the client the server's own startup error, else a general 08006.", reload=Reload.RULE
+        False, "Give the client the server's own startup error, else a general 08006."
     )
-    client_show_id: Bool = option(
-        True, "Put the client's id before the text of gpooler's own errors.", reload=Reload.RULE
-    )
+    client_show_id: Bool = option(True, "Put the client's id before the text of gpooler's own errors.")
     reserve_session_server_connection: Bool = ignored(
         True, "Of no effect.", "it has no effect in Odyssey either"
     )
-    quantiles: Annotated[tuple[float, ...], Quantiles()] = not_built(
-        (), "Quantiles of transaction and query time to keep."
+    quantiles: Annotated[tuple[float, ...], Quantiles()] = option(
+        (),
+        "Quantiles of transaction and query time among the metrics, of the last one to two stats_interval.",
+        example=[0.95, 0.99],
     )
     application_name_add_host: Bool = option(
         False,
         "Show the client's address behind its application_name, from the login on and behind every name that "
         "it gives itself.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     maintain_params: Bool = option(
         True,
         "Give a server the session parameters of the client that takes it; no: clients get what the server "
         "has, whatever they ask for at startup, and one that sets a parameter keeps its server.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
-    log_debug: Bool = option(False, "Debug lines of this rule's clients and servers.", reload=Reload.RULE)
-    log_query: Bool = option(False, "Log the queries of this rule's clients.", reload=Reload.RULE)
+    log_debug: Bool = option(False, "Debug lines of this rule's clients and servers.")
+    log_query: Bool = option(False, "Log the queries of this rule's clients.")
     options: Annotated[Mapping[str, str], Parameters(FORBIDDEN_OPTIONS)] = option(
         {},
         "Session parameters that replace what the client asks for at startup.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example={"search_path": "public"},
     )
 
@@ -223,22 +230,22 @@ class RuleBody(Section):
     storage: Str = required(
         "The storage this rule's servers are on.",
         placeholder="?",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example="local_postgres",
     )
     storage_db: OptionalStr = option(
-        None, "Database there; unset: the client's.", reload=Reload.RULE, example="postgres"
+        None, "Database there; unset: the client's.", reload=Reload.SERVER, example="postgres"
     )
     storage_user: OptionalStr = option(
-        None, "User there; unset: the client's.", reload=Reload.RULE, example="postgres"
+        None, "User there; unset: the client's.", reload=Reload.SERVER, example="postgres"
     )
     storage_password: OptionalSecret = option(
-        None, "Password there; unset: the rule's password.", reload=Reload.RULE, example="secret"
+        None, "Password there; unset: the rule's password.", reload=Reload.SERVER, example="secret"
     )
     backend_startup_options: Annotated[Mapping[str, str], Parameters(FORBIDDEN_OPTIONS)] = option(
         {},
         "Parameters for the startup packet to the server, sent as they are.",
-        reload=Reload.RULE,
+        reload=Reload.SERVER,
         example={"jit": "off"},
     )
     target_session_attrs: Annotated[TargetSessionAttrs, OneOf(TargetSessionAttrs)] = not_built(
@@ -250,68 +257,54 @@ class RuleBody(Section):
     # the pool
     pool: Annotated[Pool, OneOf(Pool)] = required(
         "How long a client keeps a server: session, transaction or statement.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
         placeholder="transaction",
         example="transaction",
     )
     pool_routing: Annotated[PoolRouting, OneOf(PoolRouting)] = option(
         PoolRouting.CLIENT_VISIBLE,
         "internal: for gpooler's own queries, never for a client.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
     )
     pool_size: Count = option(
         0,
         "Servers of a route at once, over all workers, those of replication clients too; 0 is no limit.",
-        reload=Reload.RULE,
         example=20,
     )
-    min_pool_size: Count = option(0, "Servers kept open even when idle.", reload=Reload.RULE)
-    pool_timeout: Ms = option(
-        0, "How long a client waits for a server, then 53300; 0 is no limit.", reload=Reload.RULE
-    )
-    pool_ttl: Seconds = option(
-        0, "Servers idle for longer are closed; 0 keeps them.", reload=Reload.RULE, example=60
-    )
-    server_lifetime: Seconds = option(
-        3600, "Servers older than this are closed when free; 0 is never.", reload=Reload.RULE
-    )
+    min_pool_size: Count = option(0, "Servers kept open even when idle.")
+    pool_timeout: Ms = option(0, "How long a client waits for a server, then 53300; 0 is no limit.")
+    pool_ttl: Seconds = option(0, "Servers idle for longer are closed; 0 keeps them.", example=60)
+    server_lifetime: Seconds = option(3600, "Servers older than this are closed when free; 0 is never.")
     server_drop_on_cached_plan_error: Bool = option(
         True,
         'Close a server when its client leaves it, if it said "cached plan must not change result type".',
-        reload=Reload.RULE,
     )
     client_idle_timeout: Seconds = option(
         0,
         "Close clients that are idle outside a transaction for longer, with 57P05; 0 is never. Not one that "
         "waits for a server or still takes its answer.",
-        reload=Reload.RULE,
     )
-    pool_client_idle_timeout: Seconds = option(
-        0, "The same for session pools only, with 08006.", reload=Reload.RULE
-    )
+    pool_client_idle_timeout: Seconds = option(0, "The same for session pools only, with 08006.")
     pool_idle_in_transaction_timeout: Seconds = option(
         0,
         "Close clients that are idle in a transaction for longer, with 25P03, and roll it back; 0 is never.",
-        reload=Reload.RULE,
     )
     query_timeout: Seconds = option(
         0,
         "Cancel queries that run for longer, the time their client takes to read included, and close the "
         "client, with 57014, or without a word where it stands inside a row; 0 is never.",
-        reload=Reload.RULE,
     )
     transaction_timeout: Seconds = option(
         0,
         "Roll back transactions that last longer, a single statement being one, and close the client, with "
         "25P04; 0 is never.",
-        reload=Reload.RULE,
     )
     pool_discard: OptionalBool = option(
         None,
         "DISCARD ALL before a server is parked: yes always, no never; unset: when a client left it dirty, as"
         " far as its SQL shows. What a function in a query does inside (set_config, a lock) only yes undoes."
         " Beside one of the next two no means: only those, where a client left it dirty.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
         odyssey=True,
         departure="only what a client left dirty is discarded; yes discards always",
         example=True,
@@ -319,37 +312,34 @@ class RuleBody(Section):
     pool_smart_discard: Bool = option(
         False,
         "In place of DISCARD ALL what it does to all but plans and prepared statements.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     pool_discard_query: Annotated[str | None, PlainSql()] = option(
         None,
         "A query in place of DISCARD ALL, in ASCII; if it fails or leaves a transaction open, the server is"
         " closed. What it does not reset the next client meets, session parameters that clients give at"
         " startup excepted.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
         example="RESET ALL; UNLISTEN *",
     )
     pool_cancel: Bool = option(
         True,
         "Client gone in a query: cancel it and keep the server; no: close the server.",
-        reload=Reload.RULE,
     )
     pool_rollback: Bool = option(
-        True, "Client gone in a transaction: roll back and keep the server; no: close it.", reload=Reload.RULE
+        True, "Client gone in a transaction: roll back and keep the server; no: close it."
     )
-    pool_reset_timeout_ms: Ms = option(
-        1000, "Limit of the whole reset of a server, then it is closed.", reload=Reload.RULE
-    )
+    pool_reset_timeout_ms: Ms = option(1000, "Limit of the whole reset of a server, then it is closed.")
     pool_reserve_prepared_statement: Bool = option(
         True,
         "Named prepared statements of the protocol go with their client from server to server.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     pool_pin_on_listen: Bool = option(
         False,
         "After LISTEN the client keeps its server. gpooler does so in any case, unless session_state says "
         "allow.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     session_state: Annotated[SessionState, OneOf(SessionState)] = option(
         SessionState.PIN,
@@ -357,63 +347,58 @@ class RuleBody(Section):
         "cursors WITH HOLD, LOAD). pin: the client keeps its server until that state ends; refuse: error "
         "0A000, and in a transaction the end of the client; allow: nothing is done, and the next client of "
         "the server meets it.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     session_state_check: Annotated[SessionStateCheck, OneOf(SessionStateCheck)] = option(
         SessionStateCheck.OPAQUE,
         "When a server is asked, between transactions, what its session has that SQL does not show. opaque: "
         "after DO, CALL and function calls of the protocol; always: after every transaction, which costs a "
         "query of a millisecond or two; off: never.",
-        reload=Reload.RULE,
+        reload=Reload.SESSION,
     )
     max_prepared_statements: Positive = option(
         500,
         "Named prepared statements of clients that a server keeps; the one used longest ago goes first.",
-        reload=Reload.RULE,
     )
     max_client_prepared_bytes: Positive = option(
         16_777_216,
         "Bytes of names and texts of one client's prepared statements; what goes beyond keeps its server.",
-        reload=Reload.RULE,
     )
     pool_attach_check: Bool = option(
         True,
         "Look at a parked server before a client gets it, and take another if it died.",
-        reload=Reload.RULE,
     )
     pool_acquire_fail_fast: Bool = option(
         False,
         "Fail at once when a server cannot be reached, instead of waiting for another.",
-        reload=Reload.RULE,
     )
     pool_notice_after_waiting_ms: Annotated[int, Number("ms", least=-1)] = option(
         -1,
         "Send a client that waits for a server a notice after this long, and one with the time when it has"
         " got a server; -1 is never. Not in its login.",
-        reload=Reload.RULE,
     )
     shared_pool: OptionalStr = option(
-        None, "The shared pool that limits this rule's servers.", reload=Reload.RULE, example="small"
+        None, "The shared pool that limits this rule's servers.", example="small"
     )
 
     # TCP, unset: as in [performance]
     disable_nolinger: OptionalBool = option(
         None,
         "As in [performance], for this rule, once its clients are logged in.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example=True,
     )
     keepalive: Annotated[int | None, Number("s", most=KEEPALIVE_MOST)] = option(
-        None, "As in [performance], for this rule.", reload=Reload.RULE, example=15
+        None, "As in [performance], for this rule.", reload=Reload.LOGIN, example=15
     )
     keepalive_keep_interval: Annotated[int | None, Number("s", least=1, most=KEEPALIVE_MOST)] = option(
-        None, "As in [performance], for this rule.", reload=Reload.RULE, example=5
+        None, "As in [performance], for this rule.", reload=Reload.LOGIN, example=5
     )
     keepalive_probes: Annotated[int | None, Number(least=1, most=PROBES_MOST)] = option(
-        None, "As in [performance], for this rule.", reload=Reload.RULE, example=3
+        None, "As in [performance], for this rule.", reload=Reload.LOGIN, example=3
     )
     keepalive_usr_timeout: Annotated[int | None, Number("ms", least=USR_TIMEOUT_LEAST)] = option(
-        None, "As in [performance], for this rule.", reload=Reload.RULE, example=0
+        None, "As in [performance], for this rule.", reload=Reload.LOGIN, example=0
     )
 
 
@@ -423,14 +408,14 @@ class GroupBody(RuleBody):
     group_query: OptionalStr = option(
         None,
         "First column: the names of the members. Asked every group_checker_interval, by each worker.",
-        reload=Reload.RULE,
+        reload=Reload.LOGIN,
         example="SELECT member FROM staff",
     )
     group_query_user: OptionalStr = option(
-        None, "As auth_query_user, for group_query.", reload=Reload.RULE, example="auth"
+        None, "As auth_query_user, for group_query.", reload=Reload.LOGIN, example="auth"
     )
     group_query_db: OptionalStr = option(
-        None, "As auth_query_db, for group_query.", reload=Reload.RULE, example="postgres"
+        None, "As auth_query_db, for group_query.", reload=Reload.LOGIN, example="postgres"
     )
 
 

@@ -1,6 +1,6 @@
 """The enumerated values of options, spelled as in the configuration."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class Authentication(StrEnum):
@@ -22,6 +22,14 @@ class Pool(StrEnum):
     SESSION = "session"
     TRANSACTION = "transaction"
     STATEMENT = "statement"
+
+
+class Pause(IntEnum):
+    """What operators keep from servers; the relay's numbers (``relay/engine.pxd: PauseMode``)."""
+
+    NONE = 0
+    KEEP = 1  # nobody is given one
+    CLOSE = 2  # and those that become free are closed
 
 
 class SessionState(StrEnum):

@@ -17,6 +17,9 @@ class Log(Protocol):
     def reopen(self) -> None:
         """Open files and syslog anew, after what was logged before."""
 
+    def configure(self, settings: LogSettings) -> None:
+        """Go on as ``settings`` say, behind what was logged; the queue stays as it is. Raises OSError."""
+
     def close(self) -> None:
         """Write what is left and give the destinations back."""
 
@@ -47,6 +50,13 @@ class DirectLog:
         for sink in self._sinks:
             sink.reopen()
 
+    def configure(self, settings: LogSettings) -> None:
+        """As ``Log``."""
+        before, self._sinks = self._sinks, open_sinks(settings, may_wait=False)
+        set_format(self.logger, settings)
+        for sink in before:
+            sink.close()
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:
@@ -59,6 +69,11 @@ def make_logger(
     """A logger of this process with the format of ``settings``. Raises ValueError."""
     formatter = compile_format(settings.format, pid=os.getpid())
     return Logger(formatter, write, wall, is_debug=settings.is_debug, flush=flush)
+
+
+def set_format(logger: Logger, settings: LogSettings) -> None:
+    """Have a logger of this process write as ``settings`` say. Raises ValueError."""
+    logger.configure(compile_format(settings.format, pid=os.getpid()), is_debug=settings.is_debug)
 
 
 def open_direct(settings: LogSettings, on_lost: Callable[[int], None] = lambda total: None) -> DirectLog:

@@ -11,7 +11,7 @@ from typing import Final
 from gevent.monkey import get_original
 
 from gpooler.log import Level, LogSettings
-from gpooler.logs.direct import DirectLog, Log, make_logger
+from gpooler.logs.direct import DirectLog, Log, make_logger, set_format
 from gpooler.logs.sinks import Line, Sink, open_sinks
 
 _start_new_thread = get_original("_thread", "start_new_thread")
@@ -66,6 +66,18 @@ class QueuedLog:
         """Open every sink anew, behind the lines already logged. Does not wait."""
         for sink in self._sinks:
             self._put(sink.reopen)
+
+    def configure(self, settings: LogSettings) -> None:
+        """As ``Log``."""
+        sinks = open_sinks(settings, may_wait=True)
+
+        def swap() -> None:
+            before, self._sinks = self._sinks, sinks
+            for sink in before:
+                sink.close()
+
+        self._put(swap)
+        set_format(self.logger, settings)
 
     def flush(self) -> None:
         """Wait, in this thread, until what was logged is written, or two seconds."""

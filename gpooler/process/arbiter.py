@@ -13,31 +13,54 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gpooler.auth.failures import FailureTable
 from gpooler.broker.codec import ChannelProtocolError
+from gpooler.config.effective import effective
 from gpooler.log import LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
 from gpooler.net.listen import Listener
+from gpooler.process.admin import TEXT_MOST, AdminSocket
+from gpooler.process.changes import Changes, Made
 from gpooler.process.context import (
     EXIT_BOOT,
     EXIT_DRAIN_TIMEOUT,
     EXIT_NOW,
     EXIT_OK,
     BrokerContext,
+    Phase,
     WorkerContext,
 )
-from gpooler.process.control import Complaint, Drain, HeldServer, LetServer, Ready, ReopenLog, Serve
+from gpooler.process.control import (
+    Act,
+    Acted,
+    Committed,
+    Complaint,
+    Drain,
+    HeldServer,
+    Kill,
+    Killed,
+    LetServer,
+    Prepared,
+    Ready,
+    ReopenLog,
+    Serve,
+)
 from gpooler.process.datagrams import pair
 from gpooler.process.family import BROKER, Child, Family, name_of
 from gpooler.process.fork import fork
 from gpooler.process.heartbeat import STALL_S, TICK_S
 from gpooler.process.link import Link
+from gpooler.process.operations import Operations
 from gpooler.process.pidfile import PidFile
+from gpooler.process.reload import Answer, ReloadRefused
+from gpooler.process.settings import log_settings
 from gpooler.process.signals import SignalQueue
+from gpooler.process.systemd import Manager
 from gpooler.process.vault import Vault
+from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 
 if TYPE_CHECKING:
@@ -49,21 +72,10 @@ PAUSE_MOST_S: Final = 5.0
 STABLE_S: Final = 10.0  # a child that lived so long died of something new
 BROKER_END_S: Final = 5.0  # it has nothing left to do when no worker lives
 _NOT_BUILT: Final = {
-    signal.SIGHUP: "reloading the configuration is not built yet: restart to apply changes",
     signal.SIGUSR2: "the online restart is not built yet",
 }
 
 MOCK_KEY_BYTES: Final = 32  # auth/exchange.py: salts of users that do not exist
-
-
-class Phase(IntEnum):
-    """Where the life of the master stands; it only goes up."""
-
-    BOOTING = 0  # not every child has said ready yet
-    SERVING = 1
-    DRAINING = 2  # the workers finish what runs
-    ENDING = 3  # no worker lives; the broker goes
-    ENDED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +87,13 @@ class EntryPoints:
 
 
 class Arbiter:
-    """One run of gpooler. Owns its children; listeners, log and pid file stay the caller's."""
+    """One run of gpooler. Owns its children and the listeners; log and pid file stay the caller's."""
 
     def __init__(
         self,
         config: "Config",
         *,
+        config_path: Path,
         workers: int,
         listeners: Sequence[Listener],
         log: DirectLog,
@@ -88,11 +101,17 @@ class Arbiter:
         entries: EntryPoints,
         pid_file: PidFile | None = None,
         is_debug: bool = False,
-        failures: FailureTable | None = None,
+        metrics_listeners: Sequence[Listener] = (),
     ) -> None:
-        self._config = config
+        self._changes = Changes(
+            config,
+            config_path,
+            listeners,
+            can_begin=self._can_change,
+            on_done=self._on_change,
+            logger=log.logger,
+        )
         self._workers = workers
-        self._listeners = tuple(listeners)
         self._log = log
         self._logger = log.logger
         self._log_settings = log_settings
@@ -100,11 +119,14 @@ class Arbiter:
         self._pid_file = pid_file
         self._is_debug = is_debug
         self._mock_key = os.urandom(MOCK_KEY_BYTES)
-        self._failures = failures
+        self._failures = FailureTable(workers)
+        self._metrics_listeners = tuple(metrics_listeners)
         self._phase = Phase.BOOTING
         self._status = EXIT_OK
         self._incarnation = 0
         self._terminations = 0
+        self._drain_s: float | None = None  # when the drain is to begin
+        self._is_patient = False  # it waits for clients to leave
         self._deadline_s: float | None = None  # of the drain, then of the broker's end
         self._tick_s = 0.0
         self._due_s: dict[int, float] = {}  # when a dead child's successor is to be forked, by number
@@ -118,6 +140,10 @@ class Arbiter:
         self._signals = SignalQueue()
         self._family = Family()
         self._vault = Vault()
+        self._admin = AdminSocket()
+        self._manager = Manager()
+        self._alive_s = None if self._manager.watchdog_s is None else 0.0
+        self._operations = Operations(self, self._vault)
         try:
             self._start(BROKER)
             for number in range(1, self._workers + 1):
@@ -126,6 +152,7 @@ class Arbiter:
             while self._phase < Phase.ENDED:
                 self._wait()
                 self._obey_signals()
+                self._obey_askers()
                 self._listen_to_children()
                 self._reap()
                 self._keep_time()
@@ -133,7 +160,10 @@ class Arbiter:
             self._kill_all()
             self._family.close()
             self._vault.close()
+            self._admin.close()
+            self._manager.close()
             self._signals.close()
+            self._changes.close_listeners()
         return self._status
 
     # --- children -------------------------------------------------------------------------------
@@ -178,40 +208,47 @@ class Arbiter:
         self._signals.forget()
         self._family.forget()
         self._vault.close()
+        self._admin.close()
+        self._manager.close()
+        self._changes.forget()
         self._log.close()
         if self._pid_file is not None:
             os.close(self._pid_file.fd)
-        for listener in self._listeners:
-            if listener.is_unix:
+        for listener in self._changes.listeners:
+            if listener.lock_fd >= 0:
                 os.close(listener.lock_fd)
             if number == BROKER:
+                listener.socket.close()
+        if number != BROKER:
+            for listener in self._metrics_listeners:
                 listener.socket.close()
         if number == BROKER:
             return self._entries.run_broker(
                 BrokerContext(
-                    config=self._config,
+                    config=self.config,
                     workers=self._workers,
                     incarnation=incarnation,
                     control=control,
                     past=self._family.past,
                     counters=counters,
+                    metrics_listeners=self._metrics_listeners,
                     log=self._log_settings,
                     is_debug=self._is_debug,
                 )
             )
-        self._family.past.close()
         return self._entries.run_worker(
             WorkerContext(
-                config=self._config,
+                config=self.config,
                 worker=number,
                 workers=self._workers,
                 incarnation=incarnation,
                 control=control,
-                listeners=self._listeners,
+                listeners=self._changes.listeners,
                 counters=counters,
                 log=self._log_settings,
                 is_debug=self._is_debug,
                 mock_key=self._mock_key,
+                past=self._family.past,
                 failures=self._failures,
             )
         )
@@ -242,6 +279,8 @@ class Arbiter:
         with suppress(ChannelProtocolError):
             self._listen_to(child)  # its last words
         self._family.remove(child)
+        self._changes.miss(self._family, child)
+        self._operations.miss(child)
         how = f"was ended by signal {-code}" if code < 0 else f"exited with status {code}"
         text = f"{child.name} (pid {child.pid}) {how}"
         if self._phase >= Phase.DRAINING and child.number != BROKER:
@@ -289,19 +328,28 @@ class Arbiter:
         if phase < self._phase:
             raise AssertionError(f"master cannot go from {self._phase.name} to {phase.name}")
         self._phase = phase
+        self._family.past.set_process(ProcessWord.PHASE, phase)
+        if phase == Phase.SERVING:
+            self._manager.ready(self._serving())
+        elif phase in (Phase.LEAVING, Phase.ENDED):
+            self._manager.stopping("draining" if phase == Phase.LEAVING else "ending")
+
+    def _serving(self) -> str:
+        names = ", ".join([listener.name for listener in self._changes.listeners])
+        return f"{self._workers} workers listen on {names}"
 
     def _wait(self) -> None:
         """Wait for a signal, a message, room in a channel, or the next thing that is due."""
         poll = select.poll()
-        poll.register(self._signals.fileno(), select.POLLIN)
+        for fd in (self._signals.fileno(), *self._admin.filenos()):
+            poll.register(fd, select.POLLIN)
         for child in self._family.children:
             if not child.link.is_closed:
                 events = select.POLLIN | (select.POLLOUT if child.link.has_unsent else 0)
                 poll.register(child.link.fileno(), events)
         now_s = time.monotonic()
         times_s = [self._tick_s, *self._due_s.values()]
-        if self._deadline_s is not None:
-            times_s.append(self._deadline_s)
+        times_s += [due_s for due_s in (self._drain_s, self._deadline_s, self._alive_s) if due_s is not None]
         poll.poll(max(0, min(times_s) - now_s) * 1000)
 
     def _obey_signals(self) -> None:
@@ -313,8 +361,21 @@ class Arbiter:
                 for child in self._family.children:
                     child.link.send(ReopenLog())
                 self._logger.info("log reopened", context="master")
+            elif number == signal.SIGHUP:
+                self._logger.info("got SIGHUP: reloading", context="master")
+                self.reload(lambda is_good, text: None)  # the log has it
             elif number in _NOT_BUILT:
                 self._logger.error(f"got {number.name}: {_NOT_BUILT[number]}", context="master")
+
+    def _obey_askers(self) -> None:
+        for asker, request in self._admin.read():
+            if request.get("do") != "reload":
+                asker.answer(False, f"unknown request {request.get('do')!r}")
+            elif request.get("is_dry_run"):
+                asker.answer(*self._changes.try_reload())
+            else:
+                self._logger.info("a reload was asked for", context="master")
+                self.reload(asker.answer)
 
     def _listen_to_children(self) -> None:
         for child in self._family.children:
@@ -336,6 +397,13 @@ class Arbiter:
                     self._vault.hold(message, fds[0])
                 case LetServer() if child.number == BROKER:
                     self._vault.let(message)
+                    self._operations.look()
+                case Act() if child.number != BROKER:
+                    self._operations.perform(message, self._answerer(child, message))
+                case Killed() if child.number != BROKER:
+                    self._operations.killed(child, message.serial, message.count)
+                case Prepared() | Committed():
+                    self._changes.hear(self._family, child, message)
                 case _:
                     for fd in fds:
                         os.close(fd)
@@ -349,8 +417,8 @@ class Arbiter:
             and all(each.is_ready for each in self._family.children)
         ):
             self._move(Phase.SERVING)
-            names = ", ".join([listener.name for listener in self._listeners])
-            self._logger.info(f"ready: {self._workers} workers listen on {names}", context="master")
+            self._logger.info(f"ready: {self._serving()}", context="master")
+            self._changes.begin(self._family)
 
     def _heed(self, complaint: Complaint) -> None:
         """End a worker that the broker cannot work with."""
@@ -369,6 +437,12 @@ class Arbiter:
             del self._due_s[number]
             if number == BROKER or self._phase < Phase.DRAINING:
                 self._start_successor(number)
+        if self._alive_s is not None and self._alive_s <= now_s and self._manager.watchdog_s is not None:
+            self._alive_s = now_s + self._manager.watchdog_s
+            self._manager.alive()
+        if self._drain_s is not None and self._drain_s <= now_s:
+            self._drain_s = None
+            self._drain()
         if self._deadline_s is not None and self._deadline_s <= now_s:
             self._deadline_s = None
             self._give_up()
@@ -378,11 +452,67 @@ class Arbiter:
                 if child.is_ready and child.is_stalled(now_s):
                     self._kill(child, f"has not worked for {STALL_S:.0f} s")
 
+    # --- what operators ask for -----------------------------------------------------------------
+
+    @property
+    def config(self) -> "Config":
+        """The one in force."""
+        return self._changes.config
+
+    def reload(self, answer: Answer) -> None:
+        """``operations.Master``."""
+        if self._phase == Phase.SERVING:
+            self._manager.reloading()
+
+        def tell(is_good: bool, text: str) -> None:
+            if self._phase == Phase.SERVING:
+                self._manager.ready(self._serving())
+            answer(is_good, text)
+
+        self._changes.reload(self._family, tell)
+
+    def change(self, make: Callable[[], Made], answer: Answer, *, title: str) -> None:
+        """``operations.Master``."""
+        self._changes.change(self._family, make, answer, title=title)
+
+    def _can_change(self) -> bool:
+        if self._phase > Phase.SERVING:
+            raise ReloadRefused("gpooler is ending")
+        return self._phase == Phase.SERVING
+
+    def _on_change(self, config: "Config", is_reload: bool) -> None:
+        settings = log_settings(config)
+        if settings != self._log_settings:
+            self._log_settings = settings
+            self._log.configure(settings)
+        if is_reload and config.logging.log_config:
+            for line in effective(config).splitlines():
+                self._logger.info(line, context="config")
+
+    def _answerer(self, child: Child, act: Act) -> Answer:
+        """Tells a worker what became of what it asked for."""
+        return lambda is_good, text: child.link.send(Acted(act.token, is_good, text[:TEXT_MOST]))
+
+    def tell_workers(self, message: Kill) -> list[Child]:
+        """``operations.Master``."""
+        workers = self._family.workers
+        for worker in workers:
+            worker.link.send(message)
+        return workers
+
+    def shut_down(self, *, is_patient: bool, is_now: bool) -> None:
+        """``operations.Master``."""
+        self._logger.info("a shutdown was asked for", context="master")
+        if is_now:
+            self._move(Phase.ENDED)
+        elif self._phase < Phase.LEAVING:
+            self._leave(is_patient=is_patient)
+
     # --- the end --------------------------------------------------------------------------------
 
     def _terminate(self, number: signal.Signals) -> None:
         """Begin the graceful shutdown; the last of ``max_sigterms_to_die`` ends everything at once."""
-        service = self._config.service
+        service = self.config.service
         most = service.max_sigterms_to_die
         self._terminations += 1
         if self._terminations > 1:
@@ -391,18 +521,30 @@ class Arbiter:
             self._logger.error("exiting at once", context="master")
             self._status = EXIT_NOW
             self._move(Phase.ENDED)
-        elif self._phase < Phase.DRAINING:
-            self._logger.info(f"got {number.name}: draining", context="master")
-            self._move(Phase.DRAINING)
-            # The workers close theirs: from then on the kernel refuses, rather than queues, clients.
-            for listener in self._listeners:
-                listener.close()
-            for worker in self._family.workers:
-                worker.link.send(Drain())
-            if service.graceful_shutdown_timeout_ms:
-                self._deadline_s = time.monotonic() + service.graceful_shutdown_timeout_ms / 1000
-            if not self._family.workers:
-                self._end_broker()
+        elif self._phase < Phase.LEAVING:
+            delay_s = service.drain_delay_ms / 1000
+            when = f" in {delay_s:.1f} s" if delay_s else ""
+            self._logger.info(f"got {number.name}: draining{when}", context="master")
+            self._leave(is_patient=False)
+
+    def _leave(self, *, is_patient: bool) -> None:
+        """Drain when health checks have had time to see it; ``is_patient``: for as long as clients stay."""
+        self._move(Phase.LEAVING)
+        self._is_patient = is_patient
+        self._drain_s = time.monotonic() + self.config.service.drain_delay_ms / 1000
+
+    def _drain(self) -> None:
+        """Take no new clients and let the workers finish what runs."""
+        self._move(Phase.DRAINING)
+        # The workers close theirs: from then on the kernel refuses, rather than queues, clients.
+        self._changes.close_listeners()
+        for worker in self._family.workers:
+            worker.link.send(Drain(self._is_patient))
+        timeout_ms = self.config.service.graceful_shutdown_timeout_ms
+        if timeout_ms and not self._is_patient:
+            self._deadline_s = time.monotonic() + timeout_ms / 1000
+        if not self._family.workers:
+            self._end_broker()
 
     def _end_broker(self) -> None:
         """No worker lives: the broker ends at the EOF of its control channel."""

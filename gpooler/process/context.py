@@ -13,11 +13,12 @@ channel means that the master is gone: end at once.
 Over the control channel (``process/control.py``) the master sends, in any order and at any time:
 
 - to a worker: the channel to the current broker; a channel and the counters of each other worker; that
-  another worker is gone (reaped); drain; reopen the log.
+  another worker is gone (reaped); drain; reopen the log; another configuration (``process/reload.py``).
 - to the broker: a channel and the counters of each worker; that a worker is gone; reopen the log; the
-  servers that an earlier broker had (``process/vault.py``).
+  servers that an earlier broker had (``process/vault.py``); another configuration.
 
-and a child sends *ready* once, when it serves; the broker also complaints, and copies of servers' sockets.
+and a child sends *ready* once, when it serves, and answers about a configuration; the broker also sends
+complaints, and copies of servers' sockets.
 A child that cannot boot logs why and returns EXIT_BOOT. A drained worker returns EXIT_OK. Any other end is
 a death, and a new incarnation is forked. When the last worker has drained, the broker sees EOF. A child
 bumps its beats as ``process/heartbeat.py`` says, and opens its log with
@@ -26,6 +27,7 @@ bumps its beats as ``process/heartbeat.py`` says, and opens its log with
 
 import socket
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from gpooler.auth.failures import FailureTable
@@ -42,6 +44,17 @@ EXIT_BOOT: Final = 3  # could not boot: stop everything instead of forking it ag
 EXIT_DRAIN_TIMEOUT: Final = 124  # graceful_shutdown_timeout_ms passed
 
 
+class Phase(IntEnum):
+    """Where the life of the master stands; it only goes up. The others see it in ``ProcessWord.PHASE``."""
+
+    BOOTING = 0  # not every child has said ready yet
+    SERVING = 1
+    LEAVING = 2  # told to end: health checks see it, for drain_delay_ms nothing else happens
+    DRAINING = 3  # the workers finish what runs
+    ENDING = 4  # no worker lives; the broker goes
+    ENDED = 5
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """What a worker is given. It owns the control socket and shares the rest with the master."""
@@ -55,8 +68,9 @@ class WorkerContext:
     counters: SharedCounters  # its own, all zero; the relay and the hub write them
     log: LogSettings
     is_debug: bool  # GPOOLER_DEBUG is set: fault points may be used
+    failures: FailureTable  # failed logins, shared
+    past: SharedCounters  # what dead workers counted; read only
     mock_key: bytes = field(repr=False)  # random, the same in all workers: salts of unknown users
-    failures: FailureTable | None = None  # failed logins, shared; None: nobody is ever banned
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +83,6 @@ class BrokerContext:
     control: socket.socket  # SOCK_SEQPACKET, blocking
     past: SharedCounters  # what dead workers counted; give it to stats.shared.Totals, read only
     counters: SharedCounters  # its own; process words only (HUB_BEAT, LOG_LINES_LOST)
+    metrics_listeners: tuple[Listener, ...]  # of prometheus_port: kept by the master for the next broker
     log: LogSettings
     is_debug: bool

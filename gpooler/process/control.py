@@ -4,7 +4,7 @@ One dataclass a message, one datagram each, descriptors along with it (``DESCRIP
 speaks at any time, a child obeys in order. EOF means that the other side is dead.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from gpooler.broker.codec import Codec, Message
@@ -43,6 +43,7 @@ class Drain:
     """Take no new clients, let the running work finish, then end with EXIT_OK."""
 
     DESCRIPTORS: ClassVar[int] = 0
+    is_patient: bool  # drop nobody: wait until clients leave
 
 
 # --- master to broker ---------------------------------------------------------------------------
@@ -84,6 +85,53 @@ class ReopenLog:
     DESCRIPTORS: ClassVar[int] = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make ready for another configuration (a memfd, ``process/reload.py``), and say so: ``Prepared``."""
+
+    DESCRIPTORS: ClassVar[int] = 1
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """That configuration is in force: answer ``Committed``. Of an earlier ``Prepare`` nothing is left."""
+
+    DESCRIPTORS: ClassVar[int] = 1
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A listening socket of a configuration whose ``Commit`` follows."""
+
+    DESCRIPTORS: ClassVar[int] = 1
+    number: int
+    host: str  # as of ``net.listen.Listener``
+    port: int
+    is_unix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End all clients and servers of a database at once, or one client by its id: answer ``Killed``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    serial: int
+    name: str  # of a database, empty for all; with ``is_client`` the id of a client
+    is_client: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What became of an ``Act``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+    is_good: bool
+    text: str  # why not; of RELOAD: what changed
+
+
 # --- between master and broker ---------------------------------------------------------------------
 
 
@@ -104,7 +152,7 @@ class HeldServer:
     is_replication: bool
     endpoint: str
     pid: int  # 0: in login
-    secret_hex: str
+    secret_hex: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +173,42 @@ class Ready:
 
     DESCRIPTORS: ClassVar[int] = 0
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Whether a configuration can be used here; ``fault`` says why not, and is empty otherwise."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    serial: int
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A configuration is in force here."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """So many were ended for a ``Kill``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    serial: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A command of a console that changes something (``process/operations.py``). Answered by ``Acted``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+    verb: str
+    argument: str  # a database, a client's id, what SHUTDOWN waits for, or empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +233,15 @@ CODEC: Final = Codec(
         HeldServer,
         LetServer,
         ReopenLog,
+        Prepare,
+        Commit,
+        Prepared,
+        Committed,
+        Listen,
+        Kill,
+        Killed,
+        Act,
+        Acted,
         Ready,
         Complaint,
     )

@@ -9,7 +9,6 @@ from typing import Final
 import setproctitle
 
 from gpooler import __version__
-from gpooler.auth.failures import FailureTable
 from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
@@ -17,12 +16,14 @@ from gpooler.config.model import Config
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
-from gpooler.net.listen import Listener, ListenSpec, bind_listeners
-from gpooler.net.tcp import tcp_settings
+from gpooler.net.listen import Listener
 from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT
+from gpooler.process.listeners import bind, bind_metrics
 from gpooler.process.pidfile import PidFile
 from gpooler.process.privileges import drop
+from gpooler.process.settings import log_settings
+from gpooler.process.systemd import given_sockets
 
 EXIT_CONFIG: Final = 1  # as `gpooler check`
 OWN_DESCRIPTORS: Final = 64  # listeners, channels, logs
@@ -44,28 +45,14 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
     settings = log_settings(loaded.config)
     log = open_direct(settings)
     try:
-        return _launch(loaded, settings, log, entries)
+        return _launch(config_path, loaded, settings, log, entries)
     finally:
         log.close()
 
 
-def log_settings(config: Config) -> LogSettings:
-    """What ``[logging]`` says about lines and where they go."""
-    logging = config.logging
-    return LogSettings(
-        format=logging.log_format,
-        file=logging.log_file,
-        is_stdout=logging.log_to_stdout,
-        is_syslog=logging.log_syslog,
-        syslog_ident=logging.log_syslog_ident,
-        syslog_facility=logging.log_syslog_facility,
-        is_async=logging.log_async,
-        queue_depth=logging.log_queue_depth,
-        is_debug=logging.log_debug,
-    )
-
-
-def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: EntryPoints) -> int:
+def _launch(
+    config_path: Path, loaded: Loaded, settings: LogSettings, log: DirectLog, entries: EntryPoints
+) -> int:
     config = loaded.config
     logger = log.logger
     logger.info(f"gpooler {__version__} starts", context="master")
@@ -76,15 +63,18 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
             logger.info(line, context="config")
     _raise_descriptor_limit(config, logger)
     listeners: list[Listener] = []
+    metrics_listeners: list[Listener] = []
     pid_file: PidFile | None = None
     try:
         load_libraries(config)
-        listeners = _bind(config)
+        listeners = bind(config, config.listen, given_sockets())
+        metrics_listeners = bind_metrics(config)
         pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
         _drop_privileges(config, listeners)
         workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
         status = Arbiter(
             config,
+            config_path=config_path.absolute(),
             workers=workers,
             listeners=listeners,
             log=log,
@@ -92,7 +82,7 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
             entries=entries,
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
-            failures=FailureTable(workers) if config.limits.auth_failure_max else None,
+            metrics_listeners=metrics_listeners,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
@@ -100,7 +90,7 @@ def _launch(loaded: Loaded, settings: LogSettings, log: DirectLog, entries: Entr
             print(f"gpooler: {error.log_text()}", file=sys.stderr)  # whoever starts it looks here
         return EXIT_BOOT
     finally:
-        for listener in listeners:
+        for listener in listeners + metrics_listeners:  # where it did not come to a run, which owns those
             listener.close()
         if pid_file is not None:
             pid_file.release()
@@ -112,23 +102,8 @@ def _drop_privileges(config: Config, listeners: list[Listener]) -> None:
     """What was made for us as root becomes the user's. Raises ConfigurationError."""
     if config.service.user is not None:
         files = [path for path in (config.service.pid_file, config.logging.log_file) if path is not None]
-        files += [listener.host for listener in listeners if listener.is_unix]
+        files += [listener.host for listener in listeners if listener.lock_fd >= 0]
         drop(config.service.user, files)
-
-
-def _bind(config: Config) -> list[Listener]:
-    """The listeners of the configuration. Raises ConfigurationError."""
-    service = config.service
-    return bind_listeners(
-        [
-            ListenSpec(index, listen.host, listen.port, listen.backlog)
-            for index, listen in enumerate(config.listen)
-        ],
-        unix_socket_dir=service.unix_socket_dir,
-        unix_socket_mode=service.unix_socket_mode,
-        is_reuseport=service.bindwith_reuseport,
-        options=tcp_settings(config.performance).options(),
-    )
 
 
 def _raise_descriptor_limit(config: Config, logger: Logger) -> None:

@@ -26,6 +26,10 @@ class Vault:
         """The PostgreSQL process is gone."""
         self._close(server.route_id, server.slot)
 
+    def servers(self) -> list[HeldServer]:
+        """All that live, those in login included."""
+        return [server for server, _ in self._held.values()]
+
     def hand_over(self, broker: Link) -> None:
         """Send everything to a new broker; the copies stay until it says what became of them."""
         for server, fd in self._held.values():

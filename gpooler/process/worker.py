@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import gevent
@@ -19,28 +20,42 @@ from gpooler.broker.client import BrokerClient, Report
 from gpooler.broker.codec import ChannelProtocolError, Codec, Message
 from gpooler.client import peers
 from gpooler.client.admission import Admission
+from gpooler.client.agents import Agents
 from gpooler.client.cancels import Cancels
 from gpooler.client.clients import Clients, virtual_answers, wait_notices
 from gpooler.client.login import Login
+from gpooler.client.password_checks import missing_libraries
+from gpooler.client.peer_channels import PeerChannels
 from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
-from gpooler.config.model import Rule
-from gpooler.config.words import SessionState, SessionStateCheck
+from gpooler.config.model import Config, Rule
+from gpooler.config.words import Pause, SessionState, SessionStateCheck
+from gpooler.console.acts import Acts
+from gpooler.console.asker import BROKER, Asker
+from gpooler.console.clients import ConsoleClients
+from gpooler.console.gather import Gatherer
+from gpooler.console.sources import Sources as ConsoleSources
 from gpooler.errors import ConfigurationError
+from gpooler.log import parse_client_id
 from gpooler.logs.direct import Log
 from gpooler.logs.queued import open_log
+from gpooler.net.listen import Listener
 from gpooler.net.resolve import Resolver
 from gpooler.net.tcp import tcp_settings
-from gpooler.net.tls import connectors, prepare
+from gpooler.net.tls import acceptors, connectors, prepare
 from gpooler.process import control
 from gpooler.process.channels import Channel, ChannelClosed
 from gpooler.process.context import EXIT_BOOT, EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
+from gpooler.process.reload import Candidate, take_over
+from gpooler.process.settings import log_settings
+from gpooler.reasons import Reason
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import SMART_DISCARD, Route, RouteKey, endpoint_of, key_of
+from gpooler.routing.rules import is_of_database
 from gpooler.server.servers import Servers
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
@@ -70,6 +85,24 @@ STATE_MODES: Final = {mode: number for number, mode in enumerate(SessionState)}
 CHECK_MODES: Final = {mode: number for number, mode in enumerate(SessionStateCheck)}
 
 
+class WorkerTls:
+    """What TLS needs of a configuration: all that reads files."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigurationError."""
+        self.acceptors = acceptors(config)
+        self.connectors = connectors(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that may come into force."""
+
+    config: Config
+    tls: WorkerTls
+    agents: Agents
+
+
 class Worker:
     """One worker. Everything but the relay runs in this process' hub."""
 
@@ -81,27 +114,33 @@ class Worker:
         self._counters = counters
         self._log = log
         self._logger = self._log.logger
-        # where the number of clients is limited somebody may wait for a place
-        has_client_max = config.limits.client_max or any(rule.client_max for rule in config.rules)
+        tls = WorkerTls(config)
+        agents = Agents(config, self._logger)
         # the same in every worker: they call the same statements by the same names
         statement_key = hashlib.sha256(b"prepared statements" + context.mock_key).digest()[:16]
-        self._relay = Relay(counters.address, context.worker, not has_client_max, statement_key)
+        self._relay = Relay(counters.address, context.worker, has_quiet_ends(config), statement_key)
         self._admission = Admission(counters)
-        self._cancels = Cancels(context.worker, context.workers, config.limits, self._relay, self._logger)
-        resolver = Resolver(config.performance.dns_cache_ttl)
+        self._peers = PeerChannels()
+        self._cancels = Cancels(
+            context.worker, context.workers, config.limits, self._relay, counters, self._peers, self._logger
+        )
+        self._resolver = Resolver(config.performance.dns_cache_ttl)
         # with connections of their own: a group's query that hangs takes none from a login's
-        self._groups = Groups(config, Queries(config, resolver), self._logger)
+        self._groups = Groups(config, Queries(config, self._resolver), self._logger)
+        queries = Queries(config, self._resolver)
+        self._sources = Sources(config, agents, queries, context.mock_key, self._logger)
+        self._failures = Failures(config.limits, context.failures, context.worker, context.mock_key)
         self._servers = Servers(
             config,
             self._relay,
             counters,
-            resolver,
+            self._resolver,
             self._logger,
             self._cancels.deliver,
             lambda route_id: self._admission.total(
                 route_id, RouteWord.SERVERS_ACTIVE, RouteWord.SERVERS_IDLE
             ),
-            connectors(config),
+            tls.connectors,
         )
         self._cancels.whereabouts = self._servers.whereabouts
         self._clients = Clients(
@@ -115,8 +154,9 @@ class Worker:
             self._servers.awaited,
         )
         self._servers.on_refused = self._clients.refuse
-        self._clients.login = Login(
+        self._login = self._clients.login = Login(
             config,
+            tls.acceptors,
             self._relay,
             counters,
             self._admission,
@@ -125,35 +165,56 @@ class Worker:
             self._logger,
             context.workers,
             context.mock_key,
-            Sources(config, Queries(config, resolver), context.mock_key, self._logger),
+            self._sources,
             self._groups,
             self._clients.names,
             self._clients.on_adopted,
-            Failures(config.limits, context.failures, context.worker, context.mock_key),
+            self._failures,
         )
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker
-        self._rules = {rule.name: rule for rule in config.rules}
+        self._console_sources = ConsoleSources(
+            context.worker,
+            self._relay,
+            counters,
+            self._clients,
+            self._servers,
+            self._resolver,
+            self._failures,
+            lambda: self._consoles.all,
+        )
+        facts = self._console_sources.facts
+        self._asker = Asker(self._peers, self._broker, facts)
+        gatherer = Gatherer(lambda: self._config, self._admission, counters, context.past, facts, self._asker)
+        acts = Acts(lambda: self._config, self.act, gatherer.find_client, self._logger)
+        self._consoles = ConsoleClients(lambda: self._config, counters, gatherer, acts, self._logger)
+        self._login.console = self._consoles
+        self._rules = {rule.name: rule for rule in config.served}
         self._routes: dict[RouteKey, Route] = {}
         self._opening: dict[RouteKey, Event] = {}
         self._recalls: dict[int, tuple[int, int]] = {}  # token → (route id, recall id)
         self._drops: dict[int, AsyncResult] = {}
-        self._login_timeout_ms = max(listen.client_login_timeout for listen in config.listen)
+        self._login_timeout_ms = login_timeout_ms(config)
+        self._candidate = Candidate(self._make_ready)
+        self._opened: list[Listener] = []  # of the configuration that is committed next
+        self._acts: dict[int, AsyncResult] = {}  # asked of the master
+        self._next_act = 1
         self._is_draining = False
         self._ended = Event()
 
     def run(self) -> int:
         """Serve until told to stop."""
+        self._counters.set_process(ProcessWord.PID, os.getpid())
         # A bare native thread: the hub's pool is for work that ends.
         get_original("_thread", "start_new_thread")(self._relay.run, ())
         watcher = get_hub().loop.io(self._relay.event_fd, 1)
         watcher.start(self._on_relay)
         gevent.spawn(beat, self._counters)
-        control_channel = Channel(self._context.control, control.CODEC)
-        gevent.spawn(self._obey, control_channel)
+        self._control = Channel(self._context.control, control.CODEC)
+        gevent.spawn(self._obey)
         self._groups.start()
         self._clients.start()
-        control_channel.send(control.Ready(os.getpid()))
+        self._control.send(control.Ready(os.getpid()))
         self._ended.wait()
         self._relay.stop()
         self._log.close()
@@ -161,9 +222,9 @@ class Worker:
 
     # -- the master speaks
 
-    def _obey(self, channel: Channel) -> None:
+    def _obey(self) -> None:
         try:
-            while (item := channel.receive()) is not None:
+            while (item := self._control.receive()) is not None:
                 self._on_control(*item)
         except (ChannelClosed, ChannelProtocolError) as error:
             self._logger.fatal(f"the master's channel broke: {error}")
@@ -175,22 +236,133 @@ class Worker:
                 self._broker.attach(_channel(fds[0], broker_messages.CODEC))
             case control.AttachPeer(worker=worker, incarnation=incarnation):
                 self._admission.peers[incarnation] = SharedCounters.attach(fds[1])
-                self._cancels.attach_peer(worker, _channel(fds[0], peers.CODEC))
+                self._peers.attach(worker, _channel(fds[0], peers.CODEC))
             case control.DetachPeer(worker=worker, incarnation=incarnation):
                 gone = self._admission.peers.pop(incarnation, None)
                 if gone is not None:
                     gone.close()
-                self._cancels.detach_peer(worker)
+                self._peers.detach(worker)
             case control.ReopenLog():
                 self._log.reopen()
-            case control.Drain():
+            case control.Prepare(serial=serial):
+                self._control.send(control.Prepared(serial, self._candidate.prepare(serial, fds[0])))
+            case control.Commit(serial=serial):
+                self._commit(self._candidate.take(serial, fds[0], self._log, "worker"))
+                self._control.send(control.Committed(serial))
+            case control.Listen(number=number, host=host, port=port, is_unix=is_unix):
+                listener = Listener(number, socket.socket(fileno=fds[0]), host, port, is_unix)
+                self._opened.append(listener)
+            case control.Kill(serial=serial, name=name, is_client=is_client):
+                count = self._kill_client(name) if is_client else self._kill_database(name)
+                self._control.send(control.Killed(serial, count))
+            case control.Acted(token=token):
+                if token in self._acts:
+                    self._acts[token].set(message)
+            case control.Drain(is_patient=is_patient):
                 if not self._is_draining:
                     self._is_draining = True
-                    gevent.spawn(self._drain)
+                    gevent.spawn(self._drain, is_patient)
+
+    # -- another configuration
+
+    def _make_ready(self, config: Config) -> Prepared:
+        """All that can fail. Raises ConfigurationError."""
+        config = take_over(config, self._config)
+        prepare(config)
+        if missing := missing_libraries(config):
+            raise ConfigurationError(f"{missing} is used for the first time: that needs a restart")
+        agents = Agents(config, self._logger, self._sources.agents)
+        return Prepared(config, WorkerTls(config), agents)
+
+    def _commit(self, prepared: Prepared) -> None:
+        """Go on by what was prepared."""
+        before, config = self._config, prepared.config
+        self._config = config
+        if log_settings(config) != log_settings(before):
+            self._log.configure(log_settings(config))
+        self._relay.set_quiet_ends(has_quiet_ends(config))
+        self._resolver.ttl_us = config.performance.dns_cache_ttl * 1000
+        self._rules = {rule.name: rule for rule in config.served}
+        self._login_timeout_ms = login_timeout_ms(config)
+        self._cancels.configure(config.limits)
+        self._failures.configure(config.limits)
+        self._servers.configure(config, prepared.tls.connectors)
+        self._clients.configure(config)
+        opened, self._opened = self._opened, []
+        for listener in opened:
+            if self._is_draining:
+                listener.socket.close()
+            else:
+                self._clients.listen(listener)
+        if config != before:
+            self._sources.configure(config, prepared.agents, Queries(config, self._resolver))
+            self._groups.configure(config, Queries(config, self._resolver))
+        self._login.configure(config, prepared.tls.acceptors)
+        for route in self._servers.routes.values():
+            self._reconfigure(route)
+            self._relay.pause(route.route_id, self._pause_of(route))
+
+    def _reconfigure(self, route: Route) -> None:
+        """Go on by the rule as it is now; without one the clients are sent away."""
+        rule = self._rules.get(route.key.rule)
+        names = None if rule is None else route.names_under(rule)
+        if rule is None or names is None:
+            self._relay.end_route(route.route_id)
+        if rule is None or rule is route.rule:
+            return
+        route.rule = rule
+        if names is not None:
+            route.database, route.user = names
+        route.endpoint = endpoint_of(self._config, rule)
+        route.socket_options = tuple(tcp_settings(self._config.performance, rule).options())
+        route.version += 1  # who is logging in looks again
+        self._tell_relay(route)
+        if rule.epoch > route.epoch:
+            route.epoch = rule.epoch
+            route.failure = None
+            self._relay.outdate(route.route_id, route.epoch)
+
+    # -- operators
+
+    def act(self, verb: str, argument: str) -> tuple[bool, str]:
+        """Have the master do something (``process/operations.py``); whether it did, and in words. Yields."""
+        token = self._next_act
+        self._next_act += 1
+        self._acts[token] = answer = AsyncResult()
+        self._control.send(control.Act(token, verb, argument))
+        try:
+            acted: control.Acted = answer.get()
+        finally:
+            del self._acts[token]
+        return acted.is_good, acted.text
+
+    def _pause_of(self, route: Route) -> Pause:
+        modes = (
+            mode
+            for name, mode in self._config.pauses.items()
+            if not name or is_of_database(route.rule, route.key.database, name)
+        )
+        return max(modes, default=Pause.NONE)
+
+    def _kill_database(self, name: str) -> int:
+        count = 0
+        for route in self._servers.routes.values():
+            if not name or is_of_database(route.rule, route.key.database, name):
+                count += self._counters.route(route.route_id, RouteWord.CLIENTS)
+                self._relay.kill_route(route.route_id)
+        return count
+
+    def _kill_client(self, name: str) -> int:
+        number = parse_client_id(name)
+        handle = None if number is None else self._relay.find_client(number)
+        if handle is None:
+            return 0
+        self._relay.end_client(handle, Reason.CLIENT_KILLED)
+        return 1
 
     # -- drain
 
-    def _drain(self) -> None:
+    def _drain(self, is_patient: bool) -> None:
         """Clients are dropped between transactions at the configured rate; then the servers are closed."""
         options = self._config.service.conn_drop_options
         self._clients.drain()
@@ -198,7 +370,7 @@ class Worker:
         next_drop_us = monotonic_us()
         while True:
             count = 0
-            if options.drop_enabled and monotonic_us() >= next_drop_us:
+            if options.drop_enabled and not is_patient and monotonic_us() >= next_drop_us:
                 count = options.rate
                 next_drop_us += options.interval_ms * 1000
             answer: AsyncResult = AsyncResult()
@@ -212,6 +384,7 @@ class Worker:
         self._servers.close_all()
         while self._servers.leases:
             gevent.sleep(DRAIN_TICK_S)
+        self._consoles.close()
         self._logger.info("worker drained", context="worker")
         self._ended.set()
 
@@ -252,18 +425,27 @@ class Worker:
         rule = self._rules[key.rule]
         route = Route(
             route_id,
+            key,
             rule,
             key.database,
             key.user,
             endpoint_of(self._config, rule),
             tuple(tcp_settings(self._config.performance, rule).options()),
-            is_replication=key.is_replication,
             admission_id=self._routes[key.pool].route_id if key.is_replication else route_id,
         )
         if parameters is not None:
             self._servers.learn(route, parameters, is_news=False)
+        self._tell_relay(route)
+        self._relay.pause(route_id, self._pause_of(route))
+        self._servers.routes[route_id] = route
+        self._routes[key] = route
+        return route
+
+    def _tell_relay(self, route: Route) -> None:
+        """Of a new route, or of what its rule says now."""
+        rule = route.rule
         self._relay.open_route(
-            route_id,
+            route.route_id,
             mode=route.mode,
             is_dedicated=route.is_replication,
             discard=route.is_discarded,
@@ -299,9 +481,6 @@ class Worker:
             if self._config.routing.virtual_processing and not route.is_replication
             else (),
         )
-        self._servers.routes[route_id] = route
-        self._routes[key] = route
-        return route
 
     # -- the broker speaks
 
@@ -329,6 +508,7 @@ class Worker:
 
     def on_broker_gone(self) -> None:
         """``broker.client.Worker``."""
+        self._asker.on_gone(BROKER)
         self._recalls.clear()
         self._relay.forget_recalls()
 
@@ -367,6 +547,8 @@ class Worker:
                 parameters=known,
             ):
                 self._make_route(route_id, RouteKey(rule, database, user, is_replication), known)
+            case broker_messages.Rows():
+                self._asker.on_rows(BROKER, message)
             case _:
                 raise ChannelProtocolError(f"{message} out of place")
 
@@ -383,6 +565,8 @@ class Worker:
                 self._servers.on_event(subject, what)
             elif kind == "r":
                 self._on_route(subject, what)
+            elif kind == "l":
+                self._console_sources.on_reply(subject, what)
             else:
                 self._on_reply(subject, what)
 
@@ -404,6 +588,16 @@ class Worker:
             drop.set((now, later))
             return
         self._cancels.on_reply(token, reply)
+
+
+def has_quiet_ends(config: Config) -> bool:
+    """Whether the end of a client may be told late: nobody waits for the place where it is not limited."""
+    return not (config.limits.client_max or any(rule.client_max for rule in config.served))
+
+
+def login_timeout_ms(config: Config) -> int:
+    """After which an unfinished message of a client counts as its end."""
+    return max(listen.client_login_timeout for listen in config.listen)
 
 
 def _channel(fd: int, codec: Codec) -> Channel:

@@ -5,6 +5,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint8_t
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER
+from gpooler.relay.histogram cimport observe
 from gpooler.relay.io cimport CHUNK
 from gpooler.relay.params cimport (
     MAX_DEPLOY, PARAM_READ_ONLY, PARAM_REPORTED, ParamSet, params_deploy, params_hold, params_is_same_name,
@@ -122,7 +123,7 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
         deadline(e, c.conn.since_us + r.notice_after_us)
     if r.pool_timeout_us:
         deadline(e, c.conn.since_us + r.pool_timeout_us)
-    if not r.has_demand:
+    if not r.has_demand and r.pause == PAUSE_NONE:
         r.has_demand = 1
         raise_event(e, &r.conn, EVENT_DEMAND)
 
@@ -130,6 +131,7 @@ cdef void enqueue(Engine* e, Client* c) noexcept nogil:
 cdef void leave_queue(Engine* e, Client* c) noexcept nogil:
     cdef Route* r = c.conn.route
     r.words[counters.ROUTE_WAIT_US] += e.now_us - c.conn.since_us
+    observe(r.times + counters.TIME_WAIT * counters.HISTOGRAM_WORDS, e.now_us - c.conn.since_us)
     c.is_noticed = 0
     if r.unnoticed == &c.conn:
         r.unnoticed = c.conn.following
@@ -157,7 +159,7 @@ cdef Server* take_parked(Engine* e, Client* c) noexcept nogil:
     """A parked server, the client's last one if it can be had, else the one parked last."""
     cdef Route* r = c.conn.route
     cdef Server* s = c.last_server
-    while r.parked.head != NULL:
+    while r.parked.head != NULL and r.pause == PAUSE_NONE:
         if (s == NULL or s.conn.generation != c.last_generation or s.conn.state != SERVER_PARKED
                 or s.conn.route != r):
             s = <Server*> r.parked.head
@@ -183,6 +185,8 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     cdef ParamSet* wants
     if c.conn.state == CLIENT_WAITING:
         leave_queue(e, c)
+    else:
+        r.times[counters.TIME_WAIT * counters.HISTOGRAM_WORDS] += 1
     move(e, &c.conn, &r.active_clients, CLIENT_ACTIVE)
     move(e, &s.conn, &r.active, SERVER_ACTIVE)
     servers_active_gauge(r)

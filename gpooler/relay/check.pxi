@@ -165,6 +165,6 @@ cdef void check_round(Engine* e) noexcept nogil:
             check_list(e, r, &r.active, KIND_SERVER, SERVER_ACTIVE)
             check_list(e, r, &r.resetting, KIND_SERVER, SERVER_RESETTING)
             check_list(e, r, &r.closing, KIND_SERVER, SERVER_CLOSING)
-            check(r.waiting.head == NULL or r.parked.head == NULL, &r.conn,
+            check(r.waiting.head == NULL or r.parked.head == NULL or r.pause != PAUSE_NONE, &r.conn,
                   "lets clients wait while a server is parked")
         r = r.next

@@ -7,7 +7,8 @@ from libc.string cimport memchr, memcpy
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, MAX_SMALL_MESSAGE, frame_length
 from gpooler.relay.io cimport (
-    CHUNK, READ_SIZE, chunk_give, chunk_take, iovec, queue_clear, queue_flush,
+    CHUNK, READ_SIZE, RECEIVED_BROKEN, RECEIVED_GOODBYE, RECEIVED_NOTHING, chunk_give, chunk_take, iovec,
+    queue_clear, queue_flush,
 )
 from gpooler.relay.params cimport PARAM_REPORTED
 from gpooler.relay.reason cimport (
@@ -67,11 +68,11 @@ cdef void client_readable(Engine* e, Client* c) noexcept nogil:
         if room > READ_SIZE:
             room = READ_SIZE
     got = conn_recv(e, &c.conn, at, room)
-    if got == -1:
+    if got == RECEIVED_NOTHING:
         gather_end(e, &c.conn)
         return
     if got <= 0:
-        client_eof(e, c, got == -2 or got == -3 and c.conn.state != CLIENT_IDLE)
+        client_eof(e, c, got == RECEIVED_BROKEN or got == RECEIVED_GOODBYE and c.conn.state != CLIENT_IDLE)
         return
     if c.conn.state == CLIENT_LEAVING:
         make_ready(e, &c.conn)          # discarded; read on to its end
@@ -376,8 +377,10 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.flags |= IS_BLOCKED
                 break
             if handling == REPLACED:
-                if kind == c'P' and r.log_query:
-                    put_text(e, &c.conn, p + HEADER, length - 4)
+                if kind == c'P':
+                    r.words[counters.ROUTE_CLIENT_PARSES] += 1
+                    if r.log_query:
+                        put_text(e, &c.conn, p + HEADER, length - 4)
                 c.conn.rx.kind = kind
                 p += length + 1
                 run = p
@@ -385,6 +388,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if handling == HEADED:
                 session_frontend(&s.session, kind, OWNER_CLIENT)
                 if kind == c'B':
+                    r.words[counters.ROUTE_BINDS] += 1
                     c.flags &= ~<uint32_t> HAS_UNBOUND
                 c.conn.rx.kind = kind
                 p += e.taken
@@ -427,9 +431,12 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
         if kind == c'Q' or kind == c'P':
             if kind == c'Q':
                 c.flags &= ~<uint32_t> (HAS_UNBOUND | MAY_MEET_UNNAMED)
-            elif not s.session.is_skipping:
-                c.flags |= HAS_UNBOUND
-                c.flags &= ~<uint32_t> HAS_PARSED
+            else:
+                r.words[counters.ROUTE_CLIENT_PARSES] += 1
+                r.words[counters.ROUTE_SERVER_PARSES] += 1
+                if not s.session.is_skipping:
+                    c.flags |= HAS_UNBOUND
+                    c.flags &= ~<uint32_t> HAS_PARSED
             if r.log_query:
                 put_text(e, &c.conn, p + HEADER, take)
             p += take
@@ -439,6 +446,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 c.flags |= IS_BLOCKED
                 break
         elif kind == c'B':
+            r.words[counters.ROUTE_BINDS] += 1
             c.flags &= ~<uint32_t> HAS_UNBOUND
         elif kind == c'F':
             opaque(s)                       # a function of any kind, called by its number
@@ -668,7 +676,10 @@ cdef void probe(Engine* e, Client* c) noexcept nogil:
     cdef unsigned char message[512]
     cdef uint32_t size, i
     cdef Server* s = c.server
-    if c.conn.out.size or c.flags & IN_SETUP:
+    if c.flags & IN_SETUP:
+        client_leave(e, c, REASON_CLIENT_GONE)      # not logged in, it has nothing more to wait for
+        return
+    if c.conn.out.size:
         return
     if s != NULL and (s.conn.rx.left or s.conn.hold != NULL):
         return

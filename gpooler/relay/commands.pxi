@@ -6,8 +6,9 @@ from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
 from gpooler.relay.reason cimport (
-    REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_SERVER_CLIENT_LEFT, REASON_SERVER_CONNECT,
-    REASON_SERVER_LOST, REASON_SERVER_RECALLED, REASON_SHUTDOWN,
+    REASON_CLIENT_CANCELLED, REASON_CLIENT_GONE, REASON_CLIENT_KILLED, REASON_SERVER_CLIENT_LEFT,
+    REASON_SERVER_CONNECT, REASON_SERVER_LOST, REASON_SERVER_OBSOLETE, REASON_SERVER_RECALLED,
+    REASON_SHUTDOWN,
 )
 from gpooler.relay.session cimport OWNER_ASK, OWNER_DEPLOY, session_is_idle, session_owner
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -100,6 +101,8 @@ cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
     else:
         move(e, &c.conn, &r.idle, CLIENT_IDLE)
     clients_gauge(r)
+    if c.conn.tls != NULL:
+        note_fat(e, &c.conn)            # its handshake was larger than most of what follows
     if not c.conn.flags & IS_REGISTERED and not conn_register(e, &c.conn):
         client_leave(e, c, REASON_CLIENT_GONE)
         return
@@ -243,6 +246,156 @@ cdef void do_drop_idle(Engine* e, Command* command) noexcept nogil:
         e.drops_due = command.count - command.now
 
 
+cdef void swap_text(Text* text, Text* new) noexcept nogil:
+    cdef Text old = text[0]
+    if new.data != NULL:                # one that was told that it waits is still to be told how long
+        text[0] = new[0]
+        new[0] = old
+
+
+cdef void do_change_route(Engine* e, Route* r, Route* new) noexcept nogil:
+    """Limits and switches that no session rests on; the rest of `new` is what `r` has."""
+    r.can_cancel = new.can_cancel
+    r.can_rollback = new.can_rollback
+    r.attach_check = new.attach_check
+    r.log_query = new.log_query
+    r.drops_old_plans = new.drops_old_plans
+    r.max_copies = new.max_copies
+    r.max_names_bytes = new.max_names_bytes
+    r.pool_timeout_us = new.pool_timeout_us
+    r.pool_ttl_us = new.pool_ttl_us
+    r.reset_timeout_us = new.reset_timeout_us
+    r.login_timeout_us = new.login_timeout_us
+    r.idle_timeout_us = new.idle_timeout_us
+    r.idle_in_transaction_us = new.idle_in_transaction_us
+    r.query_timeout_us = new.query_timeout_us
+    r.transaction_timeout_us = new.transaction_timeout_us
+    r.has_notices = new.has_notices
+    r.notice_after_us = new.notice_after_us
+    swap_text(&r.notice_waiting, &new.notice_waiting)
+    swap_text(&r.notice_served, &new.notice_served)
+    swap_text(&r.notice_served_end, &new.notice_served_end)
+    if r.waiting.head != NULL:
+        deadline(e, e.now_us)           # those who wait have other limits now
+
+
+cdef void free_route(Route* r) noexcept nogil:
+    """One that never entered the relay's list."""
+    cdef size_t i
+    free(r.discard_query.data)
+    free(r.notice_waiting.data)
+    free(r.notice_served.data)
+    free(r.notice_served_end.data)
+    for i in range(sizeof(r.virtual_answers) // sizeof(Text)):
+        free(r.virtual_answers[i].data)
+    free(r)
+
+
+cdef void do_outdate(Engine* e, Route* r, uint32_t epoch) noexcept nogil:
+    """Servers that were opened before are closed, the busy ones when their clients let them go."""
+    cdef Conn* at = r.parked.head
+    cdef Conn* following
+    r.epoch = epoch
+    while at != NULL:
+        following = at.following
+        if (<Server*> at).epoch < epoch:
+            server_close(e, <Server*> at, REASON_SERVER_OBSOLETE)
+        at = following
+
+
+cdef void do_pause(Engine* e, Route* r, uint8_t pause) noexcept nogil:
+    """Give nobody a server from now on, or let those who wait have them again."""
+    cdef Conn* at
+    cdef Server* s
+    if r.is_dedicated or r.pause == pause:
+        return
+    r.pause = pause
+    if pause != PAUSE_NONE:
+        if r.has_demand:
+            r.has_demand = 0
+            raise_event(e, &r.conn, EVENT_CALM)
+        while pause == PAUSE_CLOSE and r.parked.head != NULL:
+            server_close(e, <Server*> r.parked.head, REASON_SERVER_OBSOLETE)
+        return
+    at = r.waiting.head
+    while at != NULL:
+        at.since_us = e.now_us              # pool_timeout begins anew: it was not the pool that was busy
+        at = at.following
+    while r.waiting.head != NULL and r.parked.head != NULL:
+        s = take_parked(e, <Client*> r.waiting.head)
+        if s == NULL:
+            break
+        serve(e, <Client*> r.waiting.head, s)
+        if s.conn.state == SERVER_PARKED:
+            settle(e, s)
+    if r.waiting.head != NULL:
+        note_wait(e, r)
+        if r.pool_timeout_us:
+            deadline(e, e.now_us + r.pool_timeout_us)
+        if not r.has_demand:
+            r.has_demand = 1
+            raise_event(e, &r.conn, EVENT_DEMAND)
+
+
+cdef void kill_server(Engine* e, Server* s, uint8_t reason) noexcept nogil:
+    """End a server, and the connection of the client that has it."""
+    cdef Client* c = s.client
+    if c != NULL:
+        s.client = NULL
+        c.server = NULL
+        if s.conn.rx.left and not s.flags & IS_SWALLOWING:
+            leave_when_sent(e, c, reason)   # it got a message in part
+        else:
+            want_text(e, c, reason)
+    server_close(e, s, reason)
+
+
+cdef void end_client(Engine* e, Client* c, uint8_t reason) noexcept nogil:
+    """End a client that is told why."""
+    if c.conn.state == CLIENT_WAITING:
+        leave_queue(e, c)
+    if c.conn.state < CLIENT_LEAVING:
+        part_with_text(e, c, reason)
+
+
+cdef void do_kill_route(Engine* e, Route* r) noexcept nogil:
+    """End all clients and servers at once."""
+    while r.waiting.head != NULL:
+        leave_queue(e, <Client*> r.waiting.head)
+    while r.active.head != NULL:
+        kill_server(e, <Server*> r.active.head, REASON_CLIENT_KILLED)
+    while r.idle.head != NULL:
+        want_text(e, <Client*> r.idle.head, REASON_CLIENT_KILLED)
+    while r.resetting.head != NULL:
+        server_close(e, <Server*> r.resetting.head, REASON_CLIENT_KILLED)
+    while r.parked.head != NULL:
+        server_close(e, <Server*> r.parked.head, REASON_CLIENT_KILLED)
+
+
+cdef void drop_all(Engine* e, Route* r) noexcept nogil:
+    """Drop the clients whose time is over and who stand between transactions, or wait for a server."""
+    cdef Conn* at
+    cdef Conn* following
+    cdef int which
+    cdef bint is_over = True
+    for which in range(3):      # those who wait first: nobody is given a server that another leaves
+        at = r.waiting.head if which == 0 else r.idle.head if which == 1 else r.active_clients.head
+        while at != NULL:
+            following = at.following
+            if at.born_us >= r.ended_us:
+                pass
+            elif which == 0:
+                leave_queue(e, <Client*> at)
+                want_text(e, <Client*> at, REASON_SHUTDOWN)
+            elif is_between(<Client*> at):
+                drop(e, <Client*> at)
+            else:
+                is_over = False
+            at = following
+    if is_over:
+        r.ended_us = 0
+
+
 cdef void do_connect_failed(Engine* e, Command* command) noexcept nogil:
     """No server could be opened: those who wait get the error (all, or those still in setup)."""
     cdef Route* r = command.route
@@ -261,13 +414,22 @@ cdef void do_connect_failed(Engine* e, Command* command) noexcept nogil:
 
 cdef void run_command(Engine* e, Command* command) noexcept nogil:
     cdef Conn* conn = command.conn
-    cdef Server* s
-    cdef Client* c
     if command.kind == COMMAND_STOP:
         e.is_stopping = True
     elif command.kind == COMMAND_ROUTE:
         command.route.next = e.routes
         e.routes = command.route
+    elif command.kind == COMMAND_CHANGE_ROUTE:
+        do_change_route(e, command.route, command.change)
+    elif command.kind == COMMAND_OUTDATE:
+        do_outdate(e, command.route, command.count)
+    elif command.kind == COMMAND_END_ROUTE:
+        command.route.ended_us = e.now_us
+        drop_all(e, command.route)
+    elif command.kind == COMMAND_PAUSE:
+        do_pause(e, command.route, <uint8_t> command.count)
+    elif command.kind == COMMAND_KILL_ROUTE:
+        do_kill_route(e, command.route)
     elif command.kind == COMMAND_RECALL:
         do_recall(e, command)
     elif command.kind == COMMAND_FORGET_RECALLS:
@@ -278,6 +440,12 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
         do_connect_failed(e, command)
     elif command.kind == COMMAND_BEGIN_CANCEL:
         begin_cancel(e, command)
+    elif command.kind == COMMAND_LIST_CLIENTS:
+        do_list_clients(command)
+    elif command.kind == COMMAND_LIST_SERVERS:
+        do_list_servers(command)
+    elif command.kind == COMMAND_LIST_STATEMENTS:
+        do_list_statements(e, command)
     elif conn.generation != command.generation:
         return
     elif command.kind == COMMAND_ADOPT_CLIENT:
@@ -286,6 +454,8 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
         adopt_server(e, <Server*> conn, command.client, command.client_generation)
     elif conn.fd < 0:
         return
+    elif command.kind == COMMAND_LIST_COPIES:
+        do_list_copies(<Server*> conn, command)
     elif command.kind == COMMAND_START_CLIENT:
         do_start(e, <Client*> conn, command)
     elif command.kind == COMMAND_INJECT:
@@ -294,19 +464,12 @@ cdef void run_command(Engine* e, Command* command) noexcept nogil:
         if conn.state < SERVER_CLOSING:
             end_cancel(e, <Server*> conn)
     elif command.kind == COMMAND_KILL:
-        if conn.kind == KIND_CLIENT:
+        if conn.kind == KIND_CLIENT and command.is_close:
+            end_client(e, <Client*> conn, command.reason)
+        elif conn.kind == KIND_CLIENT:
             client_leave(e, <Client*> conn, command.reason)
         else:
-            s = <Server*> conn
-            if s.client != NULL:
-                c = s.client
-                s.client = NULL
-                c.server = NULL
-                if s.conn.rx.left and not s.flags & IS_SWALLOWING:
-                    leave_when_sent(e, c, command.reason)   # it got a message in part
-                else:
-                    want_text(e, c, command.reason)
-            server_close(e, s, command.reason)
+            kill_server(e, <Server*> conn, command.reason)
 
 
 cdef void run_commands(Engine* e) noexcept nogil:
@@ -326,6 +489,9 @@ cdef void run_commands(Engine* e) noexcept nogil:
         if command.data != NULL:
             free(command.data)
             command.data = NULL
+        if command.change != NULL:
+            free_route(command.change)
+            command.change = NULL
         if command.has_reply:
             pthread_mutex_lock(&e.lock)
             if e.replies_tail != NULL:

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 from gpooler.relay cimport counters
 from gpooler.relay.io cimport (
-    CHUNK, READ_SIZE, chunk_give, io_recv, io_send, io_wake_from, iovec, queue_clear, queue_put,
+    chunk_give, io_recv, io_send, io_wake_from, iovec, queue_clear, queue_put,
 )
 from gpooler.relay.system cimport (
     CLOCK_MONOTONIC, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
@@ -345,10 +345,7 @@ cdef void conn_end(Engine* e, Conn* conn) noexcept nogil:
 
 
 cdef inline ssize_t conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room) noexcept nogil:
-    """Read once; IS_READABLE goes when nothing is left.
-
-    Bytes, 0 at the end of the stream, -1 when nothing is there, -2 when it broke, -3 at a close_notify.
-    """
+    """Read once: bytes, or a Received; IS_READABLE goes when nothing is left."""
     cdef ssize_t got
     if conn.tls != NULL:
         return tls_conn_recv(e, conn, at, room)

@@ -43,7 +43,7 @@ cdef enum:
     LEAVE_US = 1000000              # a client that got its last bytes has this long to close
     STUCK_US = 5000000              # PostgreSQL has this long to end a process that was told to go
     ATTACH_CHECK_US = 1000000       # a server parked longer than this is looked at before use
-    QUIET_US = 10000                # the end of a client may reach the hub this much later: many at once
+    QUIET_US = 50000                # the end of a client may reach the hub this much later: many at once
     # Gathering: after so many bytes of one request a stream that comes in small pieces is read in large ones.
     GATHER_FROM = 4194304
     GATHER_SIZE = 131072            # wakes the relay …
@@ -182,6 +182,12 @@ cdef enum CheckMode:            # session_state_check
     CHECK_ALWAYS = 2
 
 
+cdef enum PauseMode:
+    PAUSE_NONE = 0
+    PAUSE_KEEP = 1              # nobody is given a server
+    PAUSE_CLOSE = 2             # and those that become free are closed
+
+
 cdef enum EventBit:
     EVENT_CLOSED = 1
     EVENT_TEXT_WANTED = 2       # client: Python injects an error for conn.reason
@@ -196,7 +202,7 @@ cdef enum EventBit:
     EVENT_CLOSING = 2048        # server: told to go, for the broker and the log
 
 
-cdef struct Text:               # bytes that Python made for a route, for good
+cdef struct Text:               # bytes that Python made for a route (malloc)
     unsigned char* data
     uint32_t size
 
@@ -217,6 +223,7 @@ cdef struct Conn:               # what client and server share; always first in 
     uint32_t generation
     uint32_t event_bits
     uint8_t reason              # reasons.Reason
+    uint8_t tls_facts           # Python's index of how its TLS session is shown; 0 plain
     uint32_t bulk               # bytes of this request that came in small pieces, up to GATHER_FROM
     uint64_t gather_us          # while gathering: when to read at the latest
     Frame rx                    # the stream this peer sends
@@ -287,6 +294,7 @@ cdef struct Server:
     uint64_t begin_us           # the transaction began; before that: attached, or the last one ended
     uint64_t query_us           # the current request went out; before that: the last one was answered
     uint64_t uses
+    uint32_t epoch              # below that of its route: never attached again
     Copies copies
     Changes changes
     unsigned char* touched      # settings since the last question: kind (sql.SettingKind), name, NUL (malloc)
@@ -322,6 +330,9 @@ cdef struct Route:
     uint8_t resets_parameters   # the discard query does, for certain
     uint8_t drops_old_plans     # a server that reports a cached plan out of date is closed at detach
     uint8_t has_notices         # who waits for a server for long is told so
+    uint8_t pause               # PauseMode
+    uint64_t ended_us           # clients that came before are dropped between transactions; 0 none
+    uint32_t epoch              # counted up when all its servers are to be replaced
     uint32_t recall_due         # servers to give up at their next release
     uint32_t evict_due          # servers to close then, for another route under the same cap
     uint32_t keep               # parked servers that pool_ttl spares
@@ -342,6 +353,7 @@ cdef struct Route:
     Conn* unnoticed             # in the queue; all before it were told that they wait
     uint64_t last_wait_us       # somebody waited
     uint64_t* words
+    uint64_t* times             # histograms, by counters.TIME_*
     List idle
     List waiting
     List active_clients
@@ -367,12 +379,21 @@ cdef enum CommandKind:
     COMMAND_ROUTE = 11          # a new route enters the relay's list
     COMMAND_CONNECT_FAILED = 12     # those who wait on the route get the error
     COMMAND_FORGET_RECALLS = 13     # of all routes
+    COMMAND_CHANGE_ROUTE = 14   # `change` has the new limits of `route`
+    COMMAND_OUTDATE = 15        # servers below epoch `count` are obsolete
+    COMMAND_END_ROUTE = 16
+    COMMAND_PAUSE = 17          # `count` is a PauseMode
+    COMMAND_KILL_ROUTE = 18
+    COMMAND_LIST_CLIENTS = 19   # a slice of records for the console: listing.pxd
+    COMMAND_LIST_SERVERS = 20
+    COMMAND_LIST_STATEMENTS = 21
+    COMMAND_LIST_COPIES = 22
 
 
 cdef struct Command:
     Command* next
     uint8_t kind
-    uint8_t is_close            # INJECT: close after; RECALL: evict
+    uint8_t is_close            # INJECT: close after; RECALL: evict; KILL: the client is told why
     uint8_t reason
     uint8_t has_reply
     uint32_t count
@@ -382,12 +403,14 @@ cdef struct Command:
     uint32_t client_generation
     uint32_t pid
     Route* route
+    Route* change               # malloc, owned by the command
     uint64_t token
     unsigned char* data         # malloc, owned by the command
     uint32_t size
     unsigned char secret[32]
     uint32_t secret_size
     # the reply
+    void* rows                  # malloc, filled by LIST_…
     uint32_t now
     uint32_t later
     uint64_t handle

@@ -34,6 +34,7 @@ include "client.pxi"
 include "server.pxi"
 include "release.pxi"
 include "limits.pxi"
+include "listing.pxi"
 include "commands.pxi"
 include "check.pxi"
 
@@ -106,7 +107,7 @@ cdef void expire(Engine* e) noexcept nogil:
                 deadline(e, limit)
         if r.has_notices:
             notice_waiting(e, r)
-        if r.pool_timeout_us:
+        if r.pool_timeout_us and r.pause == PAUSE_NONE:
             while r.waiting.head != NULL:
                 at = r.waiting.head
                 if e.now_us < at.since_us + r.pool_timeout_us:
@@ -160,6 +161,8 @@ cdef void sweep(Engine* e) noexcept nogil:
     e.next_sweep_us = e.now_us + SWEEP_US
     tls_slim_quiet(e)
     while r != NULL:
+        if r.ended_us:
+            drop_all(e, r)
         at = r.parked.tail
         while at != NULL:
             following = at.previous

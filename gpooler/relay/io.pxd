@@ -15,6 +15,13 @@ cdef enum:
     SMALL = 1024            # so many bytes of several pieces are put together first
 
 
+cdef enum Received:         # where it is no number of bytes
+    RECEIVED_END = 0        # of the stream
+    RECEIVED_NOTHING = -1   # nothing is there
+    RECEIVED_BROKEN = -2
+    RECEIVED_GOODBYE = -3   # TLS: a close_notify
+
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void* iov_base
@@ -50,7 +57,7 @@ cdef void queue_clear(ChunkPool* pool, Queue* queue) noexcept nogil
 cdef ssize_t io_send(int fd, iovec* pieces, int count) noexcept nogil
 # Sends what is queued. False: the peer is gone.
 cdef bint queue_flush(ChunkPool* pool, Queue* queue, int fd) noexcept nogil
-# Bytes read, 0 at the end of the stream, -1 when nothing is there, -2 when the connection broke.
+# Bytes read, or a Received.
 cdef ssize_t io_recv(int fd, unsigned char* buffer, size_t size) noexcept nogil
 # epoll reports a TCP socket from so many bytes on (SO_RCVLOWAT), or from the end of the stream.
 cdef void io_wake_from(int fd, int size) noexcept nogil

@@ -172,9 +172,9 @@ cdef ssize_t io_recv(int fd, unsigned char* buffer, size_t size) noexcept nogil:
         if got >= 0:
             return got
         if errno == EAGAIN:
-            return -1
+            return RECEIVED_NOTHING
         if errno != EINTR:
-            return -2
+            return RECEIVED_BROKEN
 
 
 cdef void io_wake_from(int fd, int size) noexcept nogil:

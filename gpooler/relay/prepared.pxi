@@ -100,6 +100,8 @@ cdef void note_change(Engine* e, Server* s, uint8_t kind, uint8_t owner, Stateme
                       Name* name) noexcept nogil:
     """Takes over both references. Without memory the server is not used again."""
     session_change(&s.session, owner)
+    if kind == CHANGE_DEFINE or kind == CHANGE_COPY:
+        s.conn.route.words[counters.ROUTE_SERVER_PARSES] += 1
     if changes_add(&s.changes, kind, statement, name) == NULL:
         s.session.is_uncertain = 1
         if name != NULL:

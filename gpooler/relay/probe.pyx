@@ -4,9 +4,10 @@ Nothing of a running gpooler uses it. Each class owns one C record and shows its
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from gpooler.relay.histogram cimport bucket_of
 from gpooler.relay.io cimport ChunkPool, Queue, chunk_drop, io_recv, queue_clear, queue_flush, queue_put
 from gpooler.relay.params cimport params_counts, params_global_init
 from gpooler.relay.prepared cimport (
@@ -424,3 +425,8 @@ cdef class PreparedProbe:
     def counts(self):
         """How many statements there are, and how many bytes the names take."""
         return self.statements.count, self.names.bytes
+
+
+def histogram_bucket(uint64_t us):
+    """The bucket of a histogram that counts a time."""
+    return bucket_of(us)

@@ -8,16 +8,23 @@ from libc.string cimport memcpy, memset
 
 from gpooler.relay cimport counters
 from gpooler.relay.engine cimport (
-    COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CONNECT_FAILED,
-    COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_FORGET_RECALLS, COMMAND_INJECT, COMMAND_KILL,
-    COMMAND_RECALL, COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY,
-    DISCARD_NEVER, HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
+    COMMAND_ADOPT_CLIENT, COMMAND_ADOPT_SERVER, COMMAND_BEGIN_CANCEL, COMMAND_CHANGE_ROUTE,
+    COMMAND_CONNECT_FAILED, COMMAND_DROP_IDLE, COMMAND_END_CANCEL, COMMAND_END_ROUTE, COMMAND_FORGET_RECALLS,
+    COMMAND_INJECT, COMMAND_KILL, COMMAND_KILL_ROUTE, COMMAND_LIST_CLIENTS, COMMAND_LIST_COPIES,
+    COMMAND_LIST_SERVERS, COMMAND_LIST_STATEMENTS, COMMAND_OUTDATE, COMMAND_PAUSE, COMMAND_RECALL,
+    COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY, DISCARD_NEVER,
+    HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
     IN_SETUP, IS_READABLE, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
     TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
     conn_add, engine_new, engine_run,
 )
 from gpooler.relay.io cimport CHUNK, Chunk
-from gpooler.relay.params cimport ParamSet, ParameterSet, params_global_init, params_hold, params_release
+from gpooler.relay.listing cimport (
+    COPIES_MOST, SLICE, STATEMENTS_MOST, ClientRow, Common, CopyRow, Place, ServerRow, StatementRow,
+)
+from gpooler.relay.params cimport (
+    ParamSet, ParameterSet, params_counts, params_global_init, params_hold, params_release,
+)
 from gpooler.relay.reason cimport REASON_CLIENT_GONE
 from gpooler.relay.session cimport session_free, session_init
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock, read, write
@@ -36,8 +43,68 @@ cdef bytes packed_address(Client* c):
     return (<char*> c.address)[:4 if c.address_family == 4 else 16 if c.address_family else 0]
 
 
+cdef bytes place_bytes(Place* place):
+    return (<char*> place.address)[:4 if place.family == 4 else 16 if place.family else 0]
+
+
+cdef dict common_row(Common* row):
+    return {
+        "id": row.id, "handle": row.handle, "born_us": row.born_us, "since_us": row.since_us,
+        "other_id": row.other_id, "other_handle": row.other_handle, "route": row.route, "pid": row.pid,
+        "prepared": row.prepared, "left": row.left, "held": row.held, "queued": row.queued, "fd": row.fd,
+        "pins": row.pins, "state": row.state, "tls": row.tls, "transaction": row.transaction,
+        "local": (row.local.family, place_bytes(&row.local), row.local.port),
+        "name": (<char*> row.name)[:row.name_size],
+    }
+
+
+cdef dict client_row(ClientRow* row):
+    cdef dict result = common_row(&row.common)
+    result["request_us"] = row.request_us
+    result["transaction_us"] = row.transaction_us
+    result["query_us"] = row.query_us
+    result["names"] = row.names
+    result["server_pid"] = row.server_pid
+    result["peer_pid"] = row.peer_pid
+    result["remote"] = (row.remote.family, place_bytes(&row.remote), row.remote.port)
+    return result
+
+
+cdef dict server_row(ServerRow* row):
+    cdef dict result = common_row(&row.common)
+    result["query_us"] = row.query_us
+    result["begin_us"] = row.begin_us
+    result["uses"] = row.uses
+    result["expires_us"] = row.expires_us
+    result["slot"] = row.slot
+    result["cancelling"] = row.cancelling
+    result["closes"] = bool(row.closes)
+    return result
+
+
+cdef list rows_of(Command* reply):
+    """What a LIST_… command has brought."""
+    cdef uint32_t i
+    cdef list result = []
+    cdef StatementRow* statement
+    for i in range(reply.now):
+        if reply.kind == COMMAND_LIST_CLIENTS:
+            result.append(client_row(<ClientRow*> reply.rows + i))
+        elif reply.kind == COMMAND_LIST_SERVERS:
+            result.append(server_row(<ServerRow*> reply.rows + i))
+        elif reply.kind == COMMAND_LIST_COPIES:
+            result.append(bytes(<char*> (<CopyRow*> reply.rows + i).name))
+        else:
+            statement = <StatementRow*> reply.rows + i
+            result.append((
+                bytes(<char*> statement.name), (<char*> statement.text)[:statement.size],
+                statement.references,
+            ))
+    return result
+
+
 cdef int keep_text(Text* text, bytes data) except -1:
-    """Copy bytes for a route, which is never freed."""
+    """Copy bytes for a route."""
     text.size = <uint32_t> PyBytes_GET_SIZE(data)
     text.data = <unsigned char*> malloc(text.size + 1)
     if text.data == NULL:
@@ -50,7 +117,7 @@ cdef class Relay:
     """The relay of one worker, as the hub sees it. Called by the hub's thread only.
 
     ``run`` is the body of the relay's thread. ``event_fd`` becomes readable when ``poll`` has something; with
-    ``has_quiet_ends`` up to 10 ms later if that is only the end of clients, so that many are told at once.
+    ``has_quiet_ends`` up to 50 ms later if that is only the end of clients, so that many are told at once.
     """
 
     cdef Engine* e
@@ -60,6 +127,7 @@ cdef class Relay:
     cdef list free_clients          # indices
     cdef list free_servers
     cdef dict routes                # id → address
+    cdef list tls_facts             # how TLS sessions are shown: there are few kinds
     cdef uint64_t next_token
 
     def __cinit__(self, uintptr_t counters_address, uint32_t worker, bint has_quiet_ends,
@@ -78,6 +146,7 @@ cdef class Relay:
         self.free_clients = []
         self.free_servers = []
         self.routes = {}
+        self.tls_facts = [""]
         self.next_token = 1
 
     @property
@@ -181,6 +250,13 @@ cdef class Relay:
         command.kind = kind
         return command
 
+    cdef Command* route_command(self, uint8_t kind, uint32_t route_id, uint32_t count=0) except NULL:
+        cdef Route* route = self.route_of(route_id)
+        cdef Command* command = self.command(kind)
+        command.route = route
+        command.count = count
+        return command
+
     cdef void attach_data(self, Command* command, bytes data):
         command.size = <uint32_t> PyBytes_GET_SIZE(data)
         command.data = <unsigned char*> malloc(command.size + 1)
@@ -216,8 +292,9 @@ cdef class Relay:
                    uint64_t idle_timeout_s,
                    uint64_t idle_in_transaction_s, uint64_t query_timeout_s, uint64_t transaction_timeout_s,
                    int64_t notice_after_ms, tuple notices, tuple virtual_answers):
-        """Make a route known. ``discard``: None resets what is dirty, True always, False never.
+        """Make a route known, or change its limits: what sessions rest on stays as it was.
 
+        ``discard``: None resets what is dirty, True always, False never.
         ``is_dedicated``: each server is opened for one client; ``mode`` is that of session pools.
         ``discard_query`` does that; ``keeps_copies``: it spares prepared statements, ``resets_parameters``:
         it resets all parameters, each for certain. ``notices`` for clients
@@ -227,8 +304,6 @@ cdef class Relay:
         """
         cdef Route* r
         cdef Command* command
-        if route_id in self.routes:
-            return
         r = <Route*> calloc(1, sizeof(Route))
         if r == NULL:
             raise MemoryError
@@ -275,14 +350,42 @@ cdef class Relay:
         for i in range(len(virtual_answers)):
             keep_text(&r.virtual_answers[i], virtual_answers[i])
         r.words = self.e.process_words + counters.WORDS_PER_BLOCK * (1 + <uint64_t> route_id)
+        r.times = (self.e.process_words + counters.RELAY_TIMES_AT
+                   + counters.RELAY_TIME_WORDS * <uint64_t> route_id)
         r.waiting.gauge = r.words + counters.ROUTE_CLIENTS_WAITING
         r.active_clients.gauge = r.words + counters.ROUTE_CLIENTS_ACTIVE
         r.parked.gauge = r.words + counters.ROUTE_SERVERS_IDLE
         r.closing.gauge = r.words + counters.ROUTE_SERVERS_CLOSING
-        self.routes[route_id] = <uintptr_t> r
-        command = self.command(COMMAND_ROUTE)
-        command.route = r
+        r.resetting.gauge = r.words + counters.ROUTE_SERVERS_RESETTING
+        if route_id in self.routes:
+            command = self.command(COMMAND_CHANGE_ROUTE)
+            command.route = self.route_of(route_id)
+            command.change = r
+        else:
+            self.routes[route_id] = <uintptr_t> r
+            command = self.command(COMMAND_ROUTE)
+            command.route = r
         self.post(command)
+
+    def outdate(self, uint32_t route_id, uint32_t epoch):
+        """Replace the servers of a route whose epoch is lower: none of them is attached to a client again."""
+        self.post(self.route_command(COMMAND_OUTDATE, route_id, epoch))
+
+    def end_route(self, uint32_t route_id):
+        """Drop the clients a route has now, each when it stands between transactions: EVENT_TEXT_WANTED."""
+        self.post(self.route_command(COMMAND_END_ROUTE, route_id))
+
+    def pause(self, uint32_t route_id, uint8_t mode):
+        """Give no client of a route a server, by ``PauseMode``, or again."""
+        self.post(self.route_command(COMMAND_PAUSE, route_id, mode))
+
+    def kill_route(self, uint32_t route_id):
+        """End all clients and servers of a route at once; the clients are told: EVENT_TEXT_WANTED."""
+        self.post(self.route_command(COMMAND_KILL_ROUTE, route_id))
+
+    def set_quiet_ends(self, bint has_quiet_ends):
+        """Whether the end of a client may be told up to 10 ms later."""
+        self.e.has_quiet_ends = has_quiet_ends
 
     def set_keep(self, uint32_t route_id, uint32_t count):
         """How many parked servers of the route pool_ttl spares."""
@@ -332,6 +435,7 @@ cdef class Relay:
         command.conn = &c.conn
         command.generation = c.conn.generation
         if tls is not None:
+            c.conn.tls_facts = self.facts_index(tls)
             c.conn.tls = tls.give()
         if has_more:
             c.conn.flags |= IS_READABLE
@@ -358,11 +462,11 @@ cdef class Relay:
     def adopt_server(self, int fd, uint32_t route_id, uint64_t server_id, ParameterSet parameters not None,
                      ParameterSet initial not None, *, uint32_t pid, bytes secret, uint32_t slot,
                      uint32_t generation, uint64_t opened_us, uint64_t expires_us, uint64_t uses,
-                     bint is_unix, bint is_new, uint64_t client=0, TlsSession tls=None):
+                     bint is_unix, bint is_new, uint32_t epoch=0, uint64_t client=0, TlsSession tls=None):
         """Hand a logged-in, idle server over; it serves whoever waits, or parks. Returns its handle.
 
         One that is not new may have prepared statements. On a dedicated route it is for ``client`` (a
-        handle), and is closed when that waits no more.
+        handle), and is closed when that waits no more. ``epoch``: of its route when it was opened.
 
         The caller keeps ``fd`` and closes it after EVENT_CLOSED or EVENT_RELEASED.
         """
@@ -377,6 +481,7 @@ cdef class Relay:
         s.conn.id = server_id
         s.conn.flags = IS_UNIX if is_unix else 0
         if tls is not None:
+            s.conn.tls_facts = self.facts_index(tls)
             s.conn.tls = tls.give()
             s.conn.flags |= IS_READABLE     # what the login left in it
         s.conn.born_us = opened_us
@@ -390,6 +495,7 @@ cdef class Relay:
         s.slot_generation = generation
         s.expires_us = expires_us
         s.uses = uses
+        s.epoch = epoch
         s.flags = 0 if is_new else HAS_STRAY_COPIES
         command = self.command(COMMAND_ADOPT_SERVER)
         if r.is_dedicated:
@@ -462,9 +568,7 @@ cdef class Relay:
 
     def recall(self, uint32_t route_id, uint32_t count, bint is_eviction):
         """Give up servers of a route. The answer (now, later) comes by ``poll`` under the token."""
-        cdef Command* command = self.command(COMMAND_RECALL)
-        command.route = self.route_of(route_id)
-        command.count = count
+        cdef Command* command = self.route_command(COMMAND_RECALL, route_id, count)
         command.is_close = is_eviction
         return self.post_for_reply(command)
 
@@ -486,8 +590,7 @@ cdef class Relay:
 
         With ``only_setup`` only those who are not logged in yet.
         """
-        cdef Command* command = self.command(COMMAND_CONNECT_FAILED)
-        command.route = self.route_of(route_id)
+        cdef Command* command = self.route_command(COMMAND_CONNECT_FAILED, route_id)
         command.is_close = only_setup
         self.attach_data(command, error)
         self.post(command)
@@ -500,6 +603,26 @@ cdef class Relay:
         command.generation = c.conn.generation
         command.reason = reason
         self.post(command)
+
+    def end_client(self, uint64_t handle, uint8_t reason):
+        """End a client: EVENT_TEXT_WANTED. What it runs is cancelled."""
+        cdef Client* c = self.client_of(handle)
+        cdef Command* command = self.command(COMMAND_KILL)
+        command.conn = &c.conn
+        command.generation = c.conn.generation
+        command.reason = reason
+        command.is_close = True
+        self.post(command)
+
+    def find_client(self, uint64_t client_id):
+        """The handle of the client with this id; None when it is not here."""
+        cdef uint32_t index
+        cdef Client* c
+        for index in range(<uint32_t> len(self.clients) * SLAB):
+            c = self.client_at(index)
+            if c.conn.id == client_id and c.conn.fd >= 0:
+                return (<uint64_t> c.conn.generation << 32) | c.conn.index
+        return None
 
     def close_server(self, uint64_t handle, uint8_t reason):
         """End a server: Terminate, wait for PostgreSQL, EVENT_CLOSED."""
@@ -516,7 +639,8 @@ cdef class Relay:
         """What happened: a list of (kind, handle or route id or token, bits or reply).
 
         Kinds: ``"c"`` client, ``"s"`` server, ``"r"`` route with event bits; ``"="`` the reply to a
-        command: (now, later, server handle). An object's events are merged since the last call.
+        command: (now, later, server handle); ``"l"`` rows that were asked for, and what ``list_…`` says. An
+        object's events are merged since the last call.
         """
         cdef list result = []
         cdef Conn* conns[512]
@@ -558,7 +682,11 @@ cdef class Relay:
                     ))
             while reply != NULL:
                 following = reply.next
-                result.append(("=", reply.token, (reply.now, reply.later, reply.handle)))
+                if reply.rows == NULL:
+                    result.append(("=", reply.token, (reply.now, reply.later, reply.handle)))
+                else:
+                    result.append(("l", reply.token, (rows_of(reply), reply.later)))
+                    free(reply.rows)
                 free(reply)
                 reply = following
             if conn == NULL:
@@ -585,6 +713,88 @@ cdef class Relay:
             result.append(((<uint64_t> header[2] << 32) | header[1], bytes(text)))
         self.e.texts_read = at
         return result
+
+    # -- rows for the console (listing.pxd)
+
+    def list_clients(self, uint32_t at):
+        """Ask for the adopted clients of the slice that begins with record ``at``.
+
+        Returns a token, and where the next slice begins; None as a token at the end. The rows come by
+        ``poll`` as dictionaries.
+        """
+        return self.list_slice(COMMAND_LIST_CLIENTS, at, self.clients, sizeof(Client), sizeof(ClientRow))
+
+    def list_servers(self, uint32_t at):
+        """The same for servers."""
+        return self.list_slice(COMMAND_LIST_SERVERS, at, self.servers, sizeof(Server), sizeof(ServerRow))
+
+    cdef tuple list_slice(self, uint8_t kind, uint32_t at, list slabs, size_t size, size_t row_size):
+        cdef Command* command
+        cdef uintptr_t slab
+        if at // SLAB >= <uint32_t> len(slabs):
+            return None, at
+        slab = slabs[at // SLAB]
+        command = self.command(kind)
+        command.conn = <Conn*> (slab + at % SLAB * size)
+        command.rows = calloc(SLICE, row_size)
+        if command.rows == NULL:
+            free(command)
+            raise MemoryError
+        return self.post_for_reply(command), at + SLICE
+
+    def list_copies(self, uint64_t handle):
+        """Ask for the names of the prepared statements that a server has. Returns a token.
+
+        Raises KeyError for a stale handle.
+        """
+        cdef Server* s = self.server_of(handle)
+        cdef Command* command = self.command(COMMAND_LIST_COPIES)
+        command.conn = &s.conn
+        command.generation = s.conn.generation
+        command.rows = calloc(COPIES_MOST, sizeof(CopyRow))
+        if command.rows == NULL:
+            free(command)
+            raise MemoryError
+        return self.post_for_reply(command)
+
+    def list_statements(self, uint32_t bucket):
+        """Ask for prepared statements: (name, text, references).
+
+        Returns a token. With the rows ``poll`` brings the bucket to go on with, 0 when these were the last.
+        """
+        cdef Command* command = self.command(COMMAND_LIST_STATEMENTS)
+        command.count = bucket
+        command.rows = calloc(STATEMENTS_MOST, sizeof(StatementRow))
+        if command.rows == NULL:
+            free(command)
+            raise MemoryError
+        return self.post_for_reply(command)
+
+    cdef uint8_t facts_index(self, TlsSession tls):
+        cdef str text = str(tls.facts)
+        if text not in self.tls_facts:
+            if len(self.tls_facts) > 255:
+                return 0
+            self.tls_facts.append(text)
+        return self.tls_facts.index(text)
+
+    def tls_text(self, uint8_t index):
+        """How a TLS session is shown; empty for a plain connection."""
+        return self.tls_facts[index]
+
+    def memory(self):
+        """What the relay's memory holds, by kind: (bytes of one, how many are used, how many are free)."""
+        cdef uint32_t params = 0, sets = 0
+        params_counts(&params, &sets)
+        cdef Py_ssize_t free_clients = len(self.free_clients), free_servers = len(self.free_servers)
+        return {
+            "client": (sizeof(Client), len(self.clients) * SLAB - free_clients, free_clients),
+            "server": (sizeof(Server), len(self.servers) * SLAB - free_servers, free_servers),
+            "chunk": (sizeof(Chunk), 0, self.e.pool.count),
+            "parameter": (0, params, 0),
+            "parameter_set": (0, sets, 0),
+            "statement": (0, self.e.statements.count, 0),
+        }
 
     # -- what records say
 

@@ -11,7 +11,8 @@ from gpooler.relay.params cimport (
 )
 from gpooler.relay.reason cimport (
     REASON_SERVER_CLIENT_LEFT, REASON_SERVER_DIRTY_END, REASON_SERVER_LIFETIME, REASON_SERVER_LOST,
-    REASON_SERVER_OLD_PLAN, REASON_SERVER_PROTOCOL, REASON_SERVER_RECALLED, REASON_SERVER_RESET_FAILED,
+    REASON_SERVER_OBSOLETE, REASON_SERVER_OLD_PLAN, REASON_SERVER_PROTOCOL, REASON_SERVER_RECALLED,
+    REASON_SERVER_RESET_FAILED,
 )
 from gpooler.relay.scanner cimport EFFECT_PARSE, EFFECT_PREPARE
 from gpooler.relay.session cimport (
@@ -109,6 +110,10 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     if s.conn.flags & IS_HUNG_UP:
         server_close(e, s, REASON_SERVER_LOST)
         return
+    # Servers of the route are being replaced, or are to be gone.
+    if s.epoch < r.epoch or r.pause == PAUSE_CLOSE:
+        server_close(e, s, REASON_SERVER_OBSOLETE)
+        return
     # Its time is over.
     if s.expires_us and e.now_us >= s.expires_us:
         server_close(e, s, REASON_SERVER_LIFETIME)
@@ -131,7 +136,7 @@ cdef void settle(Engine* e, Server* s) noexcept nogil:
     s.conn.state = SERVER_PARKED
     s.conn.since_us = e.now_us
     # Somebody waits: more than one may be set up by the same server in turn.
-    while r.waiting.head != NULL and s.conn.state == SERVER_PARKED:
+    while r.waiting.head != NULL and s.conn.state == SERVER_PARKED and r.pause == PAUSE_NONE:
         note_wait(e, r)
         serve(e, <Client*> r.waiting.head, s)
     servers_active_gauge(r)

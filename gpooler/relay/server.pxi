@@ -5,7 +5,8 @@ from libc.string cimport memcpy, strcmp
 
 from gpooler.relay cimport counters
 from gpooler.relay.frame cimport HEADER, MAX_MESSAGE, frame_length
-from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, chunk_give, iovec
+from gpooler.relay.histogram cimport observe
+from gpooler.relay.io cimport CHUNK, MAX_PIECES, READ_SIZE, RECEIVED_NOTHING, chunk_give, iovec
 from gpooler.relay.params cimport Param, ParamSet, params_hold, params_settle
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_CLIENT_TERMINATED, REASON_SERVER_DEPLOY_FAILED, REASON_SERVER_DIRTY_END,
@@ -28,7 +29,7 @@ cdef void server_read(Engine* e, Server* s, unsigned char* at, size_t room) noex
     """Read once and work on it; the buffer has a chunk of headroom in front."""
     cdef size_t held
     cdef ssize_t got = conn_recv(e, &s.conn, at, room)
-    if got == -1:
+    if got == RECEIVED_NOTHING:
         gather_end(e, &s.conn)
         return
     if got <= 0:
@@ -226,10 +227,13 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                 run = p
             if answered == OWNER_CLIENT:
                 r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
+                observe(r.times + counters.TIME_QUERY * counters.HISTOGRAM_WORDS, e.now_us - s.query_us)
                 s.query_us = e.now_us
                 if p[HEADER] == c'I':
                     r.words[counters.ROUTE_TRANSACTIONS] += 1
                     r.words[counters.ROUTE_TRANSACTION_US] += e.now_us - s.begin_us
+                    observe(r.times + counters.TIME_TRANSACTION * counters.HISTOGRAM_WORDS,
+                            e.now_us - s.begin_us)
                     s.begin_us = e.now_us
                 elif r.mode == MODE_STATEMENT:
                     s.flags |= CLOSE_AT_END
@@ -393,8 +397,9 @@ cdef void maybe_detach(Engine* e, Server* s) noexcept nogil:
         resume_client(e, c)             # its end was seen before all that it sent was read
     if s.flags & FATAL_SEEN:
         return
-    if e.drops_due and is_between(c):
-        e.drops_due -= 1
+    if (e.drops_due or c.conn.born_us < r.ended_us) and is_between(c):
+        if e.drops_due:
+            e.drops_due -= 1
         drop(e, c)
         return
     if r.mode == MODE_SESSION:

@@ -36,11 +36,36 @@ cdef extern from "<sys/eventfd.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recv(int fd, void* buffer, size_t size, int flags)
+    struct sockaddr:
+        unsigned short sa_family
+    struct ucred:
+        int pid
+    ctypedef uint32_t socklen_t
+    int getsockname(int fd, sockaddr* address, socklen_t* size)
+    int getsockopt(int fd, int level, int option, void* value, socklen_t* size)
     enum:
+        AF_INET
+        AF_INET6
+        SOL_SOCKET
+        SO_PEERCRED
         SHUT_WR
         SHUT_RDWR
         MSG_PEEK
         MSG_DONTWAIT
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in_addr:
+        uint32_t s_addr
+    struct in6_addr:
+        unsigned char s6_addr[16]
+    struct sockaddr_in:
+        unsigned short sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_port
+        in6_addr sin6_addr
+    unsigned short ntohs(unsigned short port)
 
 
 cdef extern from "<sys/ioctl.h>" nogil:

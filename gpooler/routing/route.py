@@ -60,13 +60,12 @@ class Route:
     """What a worker knows of a route. Mutable: parameters and errors come from servers."""
 
     route_id: int
+    key: RouteKey
     rule: Rule
-    database: str
+    database: str  # on the server, like ``user``: those of the key until a reload names others
     user: str
     endpoint: Endpoint
     socket_options: tuple[tuple[int, int, int | bytes], ...]
-    # each server is opened for one replication client, and ends with it
-    is_replication: bool
     # id of the route that counts its clients against ``client_max``: its own, but for replication
     admission_id: int
     # reported by the first server's login (name → value); None: no server was reached yet
@@ -78,22 +77,50 @@ class Route:
     # what its user proved itself with here last: it opens servers where the rule has no password for them
     secret: Secret | None = None
     keys: ScramKeys | None = None
+    # what a client sent in clear text last, with ``password_passthrough``: it goes before all of these
+    password: Secret | None = None
     opening: set[tuple[int, int]] = field(default_factory=set)  # (slot, generation)
+    epoch: int = 0  # servers of a lower one are obsolete
+    named_by: Rule = field(init=False)  # the rule as it was when the key was made
+
+    def __post_init__(self) -> None:
+        """A route begins as its rule says."""
+        self.epoch = self.rule.epoch
+        self.named_by = self.rule
+
+    def names_under(self, rule: Rule) -> tuple[str, str] | None:
+        """Database and user on the server as its rule is now; None when clients would differ in them."""
+        before, key = self.named_by, self.key
+        database = rule.storage_db or (None if rule.is_default_database else rule.database)
+        if database is None and before.storage_db is None:
+            database = key.database
+        user = rule.storage_user or (None if rule.is_default_user else rule.user)
+        if rule.ldap_storage_credentials:
+            users = {each.ldap_storage_username for each in rule.ldap_storage_credentials.values()}
+            user = key.user if key.user in users else None
+        elif user is None and before.storage_user is None and not before.ldap_storage_credentials:
+            user = key.user
+        return None if database is None or user is None else (database, user)
 
     def learn(self, secret: Secret | None, keys: ScramKeys | None) -> None:
         """A client of the user that servers know came in with these; None is no news."""
         self.secret = secret or self.secret
         self.keys = keys or self.keys
 
+    def learn_password(self, password: bytes) -> None:
+        """A client came in with this one, in clear text (``password_passthrough``)."""
+        if self.password is None or self.password.plain != password:  # else keep what was derived from it
+            self.password = Secret.of_password(password)
+
+    @property
+    def is_replication(self) -> bool:
+        """Whether each server is opened for one replication client, and ends with it."""
+        return self.key.is_replication
+
     @property
     def mode(self) -> Mode:
         """The pool's mode; a replication connection has its server for the session whatever the pool."""
         return Mode.SESSION if self.is_replication else MODES[self.rule.pool]
-
-    @property
-    def key(self) -> RouteKey:
-        """Its identity."""
-        return RouteKey(self.rule.name, self.database, self.user, self.is_replication)
 
     @property
     def discard_query(self) -> str:

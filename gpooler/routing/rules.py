@@ -91,6 +91,13 @@ def match(
     return _match(index, database, user, address, connection_type, NO_MEMBERS, is_sequential)
 
 
+def is_of_database(rule: Rule, database: str, name: str) -> bool:
+    """Whether a route counts as one of the database ``name`` of the console: by its rule's, which may be any;
+    ``database`` is the one on the server.
+    """
+    return rule.database == name or (rule.is_default_database and database == name)
+
+
 def rule_for_queries(rules: Iterable[Rule], database: str, user: str) -> Rule | None:
     """The most specific rule for gpooler's own queries, internal ones included; None when there is none.
 

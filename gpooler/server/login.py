@@ -16,7 +16,7 @@ from gpooler.net.tls import Connector, Stream, TlsFault
 from gpooler.routing.route import Route
 from gpooler.wire.session import LoginResult, ServerLogin
 
-# What a server says that is no matter of TLS: asking again would not help (reference §4, ``allow``).
+# What a server says that is no matter of TLS: asking the other way would not help (reference §4, ``allow``).
 _NOT_OF_TLS: Final = frozenset({"57P03", "53300", "3D000", "28P01"})
 
 
@@ -51,7 +51,7 @@ def open_server(
                 try:
                     return _open(route, secret, resolver, on_connected, startup, connector, has_tls)
                 except PostgresError as error:
-                    if has_tls or error.server_sqlstate in _NOT_OF_TLS:
+                    if error.server_sqlstate in _NOT_OF_TLS:
                         raise
                 except _HandshakeFailed:
                     pass

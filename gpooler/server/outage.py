@@ -10,8 +10,12 @@ class Outages:
 
     def __init__(self, timeout_us: int) -> None:
         """``timeout_us``: the limit of one try."""
-        self._gap_us = 2 * timeout_us + CALM_US
         self._spans: dict[int, tuple[int, int]] = {}  # the first try's beginning, the last one's end
+        self.configure(timeout_us)
+
+    def configure(self, timeout_us: int) -> None:
+        """From now on."""
+        self._gap_us = 2 * timeout_us + CALM_US
 
     def failed(self, route_id: int, began_us: int, now_us: int) -> int:
         """A try that began at ``began_us`` has failed; returns for how long all of them have.

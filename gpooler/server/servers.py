@@ -4,7 +4,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import gevent
@@ -29,7 +29,7 @@ from gpooler.routing.route import Route
 from gpooler.server.awaited import Awaited, Parameters
 from gpooler.server.login import OpenServer, open_server
 from gpooler.server.outage import Outages
-from gpooler.stats.registry import RouteWord
+from gpooler.stats.registry import RouteWord, Time
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire.text import decode, encode
 
@@ -71,12 +71,14 @@ class Lease:
     slot: int
     generation: int
     server_id: int
+    epoch: int
     fd: int = -1
     address: Address | None = None
     state: messages.ServerState | None = None
     is_closing: bool = False
     client: int = 0  # relay handle of the client that it is opened for alone; 0: for whoever waits
     startup: Parameters | None = None  # that client's startup parameters
+    born_us: int = field(default_factory=monotonic_us)
 
 
 class Servers:
@@ -97,23 +99,12 @@ class Servers:
 
         ``count_servers``: the servers of a route id that live, over all workers; ``connectors`` by storage.
         """
-        self._limits = config.limits
-        self._is_session_logged = config.logging.log_session
         self._relay = relay
         self._counters = counters
         self._resolver = resolver
         self._logger = logger
         self._cancel = cancel
         self._count_servers = count_servers
-        self._connectors = connectors
-        self._secrets = {rule.name: self._secret(rule) for rule in config.rules}
-        self._group_secrets = {
-            (rule.name, group.ldap_storage_username): None
-            if group.ldap_storage_password is None
-            else Secret(group.ldap_storage_password.get_secret_value())
-            for rule in config.rules
-            for group in rule.ldap_storage_credentials.values()
-        }
         self.broker: Broker | None = None
         self.routes: dict[int, Route] = {}
         self.leases: dict[int, Lease] = {}  # by relay handle
@@ -123,17 +114,35 @@ class Servers:
         self._opening_leases: dict[int, Lease] = {}
         self._outages = Outages(config.limits.backend_connect_timeout_ms * 1000)
         self._is_ending = False
+        self.configure(config, connectors)
+
+    def configure(self, config: Config, connectors: Mapping[str, Connector]) -> None:
+        """From now on."""
+        self._limits = config.limits
+        self._is_session_logged = config.logging.log_session
+        self._connectors = connectors
+        self._outages.configure(config.limits.backend_connect_timeout_ms * 1000)
+        self._secrets = {rule.name: self._secret(rule) for rule in config.served}
+        self._group_secrets = {
+            (rule.name, group.ldap_storage_username): None
+            if group.ldap_storage_password is None
+            else Secret(group.ldap_storage_password.get_secret_value())
+            for rule in config.served
+            for group in rule.ldap_storage_credentials.values()
+        }
 
     def _secret_of(self, route: Route) -> Secret | None:
         """What to prove with who we are at the server."""
         name = route.rule.name
         if route.rule.ldap_storage_credentials:
-            return self._group_secrets[name, route.user]
-        return self._secrets[name] or route.secret
+            return self._group_secrets.get((name, route.user))
+        if route.rule.password_passthrough and route.password is not None:
+            return route.password
+        return self._secrets.get(name) or route.secret
 
     @staticmethod
     def _secret(rule: Rule) -> Secret | None:
-        password = rule.storage_password or (rule.password[0] if rule.password else None)
+        password = rule.server_password
         return None if password is None else Secret(password.get_secret_value())
 
     # -- the broker speaks
@@ -141,7 +150,8 @@ class Servers:
     def on_grant_open(self, route_id: int, slot: int, generation: int) -> None:
         """A right to open one server."""
         fault_point("grant_received")
-        lease = Lease(self.routes[route_id], slot, generation, random.getrandbits(ID_BITS))
+        route = self.routes[route_id]
+        lease = Lease(route, slot, generation, random.getrandbits(ID_BITS), route.epoch)
         if lease.route.is_replication:
             waiting = self.awaited.take(route_id)
             if waiting is None:
@@ -162,10 +172,16 @@ class Servers:
         route = self.routes[route_id]
         os.set_blocking(fd, False)
         number = int(state.server_id[1:], 16)
-        lease = Lease(route, slot, generation, number, fd, Address.parse(state.endpoint), state)
+        address = Address.parse(state.endpoint)
+        lease = Lease(route, slot, generation, number, state.epoch, fd, address, state)
         self._debug(lease, f"comes from another worker: slot {slot}, generation {generation}")
         initial = _set_of(state.initial_parameters)
         self._adopt(lease, _set_of(state.parameters, state.initial_parameters), initial, is_new=False)
+
+    @property
+    def opening(self) -> list[Lease]:
+        """Servers that are being opened."""
+        return list(self._opening_leases.values())
 
     def on_recall(self, route_id: int, recall_id: int, count: int, is_eviction: bool) -> int:
         """Give up servers; returns the relay's token of the answer."""
@@ -227,6 +243,7 @@ class Servers:
             return
         del self._opening_leases[id(lease)]
         self._count_opening(route, -1)
+        self._counters.observe(route.route_id, Time.CONNECT, monotonic_us() - began_us)
         self._on_opened(lease, opened)
 
     def _on_failure(self, lease: Lease, error: ServerFault, began_us: int) -> None:
@@ -281,6 +298,7 @@ class Servers:
             opened_at_us=now_us,
             expires_at_us=expires_us,
             uses=0,
+            epoch=lease.epoch,
         )
         lease.fd = opened.stream.socket.detach()
         self._counters.add_route(route.route_id, RouteWord.SERVERS_OPENED)
@@ -330,6 +348,7 @@ class Servers:
             uses=state.uses,
             is_unix=isinstance(address.sockaddr, str),
             is_new=is_new,
+            epoch=lease.epoch,
             client=lease.client,
             tls=tls,
         )
@@ -357,7 +376,7 @@ class Servers:
             who = self._who(lease)
             who.client = self._client_id(record["client"])
             self._logger.info(
-                f"server pinned to its client by session state ({_pin_names(record['pins'])})",
+                f"server pinned to its client by session state ({pin_names(record['pins'])})",
                 context="server",
                 who=who,
             )
@@ -398,6 +417,7 @@ class Servers:
             opened_at_us=lease.state.opened_at_us,
             expires_at_us=lease.state.expires_at_us,
             uses=record["uses"],
+            epoch=lease.epoch,
         )
         del self.leases[handle]
         self._relay.free_server(handle)
@@ -469,7 +489,8 @@ _PIN_NAMES: Final = (
 )
 
 
-def _pin_names(pins: int) -> str:
+def pin_names(pins: int) -> str:
+    """What binds a server to its client, for people."""
     return ", ".join(name for bit, name in _PIN_NAMES if pins & bit)
 
 

@@ -5,7 +5,7 @@ limits and error texts these are. A login is to cost little: one decode and one 
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -56,7 +56,7 @@ class CancelRequest:
     """Asks to cancel what the holder of this key runs; never answered."""
 
     pid: int
-    secret: bytes
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ SECOND = 1_000 * MS
 
 
 def limits(pool_size, minimum=0, shared=None, fixed=None):
-    return RuleLimits("p", pool_size, minimum, shared, 1000, fixed)
+    return RuleLimits("p", pool_size or None, minimum, shared, 1000, *(fixed or ()))
 
 
 def world_of(pool_size, loads, **settings):
@@ -263,3 +263,19 @@ def test_chaos_never_exceeds_a_cap_and_ends_in_service_for_everybody(seed):
     world.run(8 * SECOND)
     assert world.complaints == []
     assert world.longest_wait() < 2 * SECOND
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_limits_that_change_under_load_hold_soon_and_everybody_is_served(seed):
+    world = world_of(20, [Load(50), Load(30), Load(0)], seed=seed)
+    for size in (3, 12, 1, 20, 5):
+        world.reload({"r": limits(size, fixed=("d", "u"))})
+        world.run(SECOND)
+        if seed % 4 == 1:
+            world.kill_broker()
+        world.run(2 * SECOND)
+        world.ceiling = 0
+        world.count()
+        served, _ = measure(world, SECOND)
+        assert sum(leases(world)) == size
+        assert min(served[:2]) > 0

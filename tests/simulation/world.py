@@ -93,6 +93,7 @@ class World:
         self.incarnation = 0
         self.brokers = 0
         self.most_visible = {}
+        self.ceiling = 0  # servers granted before the limits sank
         self.steps = self.messages = self.transfers = 0
         self.complaints = []
         self._events = []
@@ -110,6 +111,13 @@ class World:
             act(*args)
             self.steps += 1
         self.now = end
+
+    def reload(self, rules):
+        """Other limits from now on; as with the master, a broker that is dead begins with them."""
+        self.ceiling = max([limits.pool_size for limits in (*self.rules.values(), *rules.values())])
+        self.rules = rules
+        if self.broker is not None and self.broker.is_alive:
+            self.broker.configure()
 
     def spread(self, mean_us):
         return self.random.expovariate(1 / mean_us) if mean_us else 0
@@ -142,7 +150,8 @@ class World:
                     keys[pool] = keys.get(pool, 0) + 1
             for pool, count in keys.items():
                 self.most_visible[pool] = max(count, self.most_visible.get(pool, 0))
-                assert not size or count <= size, f"{pool}: {count} servers of {size} at {self.now}"
+                most = size and max(size, self.ceiling)
+                assert not most or count <= most, f"{pool}: {count} servers of {most} at {self.now}"
 
     def drop(self, process, holder):
         """A holder lets go; a process that nobody holds ends when its query does."""
@@ -286,6 +295,13 @@ class Broker:
             assert message.incarnation == worker.id.incarnation
             return
         self.apply(self.ledger.handle(self.world.now, worker.id, message), process)
+
+    def configure(self):
+        self.apply(
+            self.ledger.configure(
+                self.world.now, self.world.rules, self.world.shared_pools, {"p": self.world.logins}
+            )
+        )
 
     def worker_gone(self, worker):
         if self.is_alive:
