@@ -31,7 +31,8 @@ class Unavailable(Exception):
 def eventually(check: Callable[[], T], within: float = 5.0) -> T:
     """Return the first true value of ``check()``, asked again and again for ``within`` seconds.
 
-    An AssertionError inside ``check`` counts as not yet. Raises AssertionError with what came last.
+    An AssertionError inside ``check`` counts as not yet, and so does a file that is not there yet.
+    Raises AssertionError with what came last.
     """
     deadline = time.monotonic() + within
     pause = 0.001
@@ -41,7 +42,7 @@ def eventually(check: Callable[[], T], within: float = 5.0) -> T:
             if value:
                 return value
             problem: object = f"last value: {value!r}"
-        except AssertionError as error:
+        except (AssertionError, FileNotFoundError) as error:
             problem = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s; {problem}")

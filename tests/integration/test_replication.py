@@ -389,7 +389,8 @@ def test_the_end_of_an_idle_client_ends_its_server(
 
 
 @pytest.mark.parametrize(
-    "command", ["BASE_BACKUP", "SELECT repeat('x', 100000) FROM generate_series(1, 1000000)"]
+    "command",
+    ["BASE_BACKUP (CHECKPOINT 'fast')", "SELECT repeat('x', 100000) FROM generate_series(1, 1000000)"],
 )
 def test_a_client_that_goes_without_reading_leaves_no_server(
     postgres: Postgres, gpooler_factory: Factory, command: str
