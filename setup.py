@@ -82,6 +82,7 @@ setup(
     package_data={
         "gpooler": ["py.typed"],
         "gpooler.relay": ["*.pxd", "*.pxi", "*.pyi"],
+        "gpooler.auth": ["*.pxd", "*.pyi"],
         "gpooler.client": ["*.pxd", "*.pyi"],
     },
     ext_modules=extensions(),

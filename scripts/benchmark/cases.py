@@ -5,10 +5,11 @@ import os
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from scripts.benchmark.contenders import PLAIN, POOL_SIZE, Setting, Target
 from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
 from scripts.benchmark.waits import WorkerWaits
 from tests.harness import PASSWORD, Postgres, RawClient, find_program
+from tests.harness.scrape import Scraper
 
 Numbers = dict[str, float]
 CLIENTS_PER_ADDRESS: Final = 5_000  # a source address has some 28,000 ports
@@ -28,7 +30,10 @@ LOADED_CLIENTS: Final = LOADED_WORKERS * 2 * POOL_SIZE
 DIRECT: Final = frozenset({"direct"})
 OTHERS: Final = frozenset({"direct", "pgbouncer"})
 TLS: Final = Setting(has_tls=True)
-_TLS: Final = ssl._create_unverified_context()  # what is measured is the pooler
+# The certificate is nobody's matter here.
+_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_TLS.check_hostname = False
+_TLS.verify_mode = ssl.CERT_NONE
 
 
 class Unmeasured(Exception):
@@ -212,21 +217,58 @@ def fair(target: Target, effort: Effort) -> Numbers:
     return waits.numbers()
 
 
+def measured(metrics: bool) -> Case:
+    """With all metrics on, a report and a scrape each second; or with none."""
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        with Scraping(target.metrics_port) if metrics else nullcontext():
+            return pgbench(target, effort, 16, "--select-only")
+
+    name = "metrics-on" if metrics else "metrics-off"
+    return Case(name, run, Setting(metrics=metrics), OTHERS)
+
+
+def scraped(is_scraped: bool) -> Case:
+    """What a scrape of 200 routes each second does to transactions; or what they are like without."""
+    setting = Setting(metrics=True, routes=200)
+
+    def run(target: Target, effort: Effort) -> Numbers:
+        for number in range(setting.routes):
+            with RawClient(target.port) as client:
+                client.login(target.user, f"route_{number}").query("SELECT 1")
+        with Scraping(target.metrics_port) if is_scraped else nullcontext():
+            return pgbench(target, effort, 16, "--select-only", sampled=1.0)
+
+    return Case(f"{'scraped' if is_scraped else 'routes'}-200", run, setting, OTHERS)
+
+
+class Scraping:
+    """Prometheus once a second, from a thread."""
+
+    def __init__(self, port: int) -> None:
+        self._scraper = Scraper(port)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(1):
+            self._scraper.get("/metrics")
+
+
 def churn(target: Target, effort: Effort) -> Numbers:
     """A connection for every transaction."""
     return pgbench(target, effort, 8, "--select-only", "--connect", sampled=1.0)
 
 
-def driver_logins(target: Target, effort: Effort) -> Numbers:
-    """The same by libpq, which does SCRAM and TLS."""
-    dsn = target.dsn.encode()
-
-    def once() -> None:
-        connection = PGconn.connect(dsn)
-        if connection.status != ConnStatus.OK:
-            raise Unmeasured(connection.get_error_message())
-        connection.finish()
-
+def _logins(target: Target, effort: Effort, once: Callable[[], None]) -> Numbers:
+    """Nothing but logins, one after the other; the first does not count."""
     once()
     count = 0
     with _Cost(target) as cost:
@@ -238,15 +280,21 @@ def driver_logins(target: Target, effort: Effort) -> Numbers:
 
 
 def logins(target: Target, effort: Effort) -> Numbers:
-    """Nothing but logins, one after the other."""
-    login(target).terminate()
-    count = 0
-    with _Cost(target) as cost:
-        end = time.monotonic() + effort.seconds
-        while time.monotonic() < end:
-            login(target).terminate()
-            count += 1
-    return {"logins_per_s": count / cost.seconds, "cpu_us_per_login": cost.cpu / count}
+    """By a client that costs little itself."""
+    return _logins(target, effort, lambda: login(target).terminate())
+
+
+def driver_logins(target: Target, effort: Effort) -> Numbers:
+    """By libpq, which does SCRAM with channel binding."""
+    dsn = target.dsn.encode()
+
+    def once() -> None:
+        connection = PGconn.connect(dsn)
+        if connection.status != ConnStatus.OK:
+            raise Unmeasured(connection.get_error_message())
+        connection.finish()
+
+    return _logins(target, effort, once)
 
 
 def login(target: Target, source: str | None = None) -> RawClient:
@@ -313,7 +361,7 @@ def idle(count: int, setting: Setting = PLAIN) -> Case:
             return {"bytes_per_client": (pss_bytes(target.pids) - before) / count}
 
     name = f"{'tls-' if setting.has_tls else ''}idle-{count}"
-    return Case(name, run, setting, frozenset({"direct"}))
+    return Case(name, run, setting, DIRECT)
 
 
 CASES: Final = (
@@ -325,6 +373,10 @@ CASES: Final = (
     loaded(1),
     loaded(LOADED_WORKERS),
     Case("fair-4", fair, Setting(workers=LOADED_WORKERS), OTHERS),
+    measured(False),
+    measured(True),
+    scraped(False),
+    scraped(True),
     Case("churn-md5", churn, Setting("md5")),
     Case("login-md5", logins, Setting("md5")),
     Case("login-scram", driver_logins, Setting("scram-sha-256"), DIRECT),

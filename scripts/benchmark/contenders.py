@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class Target:
     broker_messages: Callable[[], int | None] = lambda: None
     worker_counters: Callable[[], list[SharedCounters]] = list  # of each worker; to be closed
     has_tls: bool = False
+    metrics_port: int = 0  # where Prometheus would ask; 0: nowhere
 
     @property
     def dsn(self) -> str:
@@ -54,6 +56,8 @@ class Setting:
     authentication: str = "none"  # how clients log in: or md5, or scram-sha-256
     has_tls: bool = False  # with clients
     workers: int = 1  # where there are such
+    metrics: bool | None = None  # all of them, or none; None: at the defaults
+    routes: int = 0  # besides the one that is measured: databases route_0, route_1 …
 
     @property
     def user(self) -> str:
@@ -140,12 +144,32 @@ def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
             "password": secret,
             "storage_password": PASSWORD,
         }
-    config = {
+    config: dict[str, dict[str, object]] = {
         # as much as PgBouncer logs: its statistics come once a minute
         "logging": {"log_format": "%p %t %e %l [%i %s] (%c) %m", "stats_interval": 60},
         "performance": {"workers": setting.workers},
     }
+    metrics_port = free_port() if setting.metrics else 0
     with ExitStack() as stack:
+        if setting.metrics is not None:
+            config["logging"] |= {"log_stats": setting.metrics, "stats_interval": 1}
+        if setting.metrics:
+            sink = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sink.bind(("127.0.0.1", 0))
+            port = sink.getsockname()[1]
+            config["metrics"] = {
+                "statsd_host": "127.0.0.1",
+                "statsd_port": port,
+                "prometheus_port": metrics_port,
+            }
+            rule["quantiles"] = [0.5, 0.95, 0.99]
+        if setting.routes:
+            other = {"authentication": "none", "storage": "postgres", "storage_db": "app"}
+            other |= {"storage_user": setting.user, "pool": "transaction", "shared_pool": "others"}
+            config["shared_pool"] = {"others": {"pool_size": POOL_SIZE}}
+            config["database"] = {
+                f"route_{number}": {"user": {"default": other}} for number in range(setting.routes)
+            }
         listener = {}
         if setting.has_tls:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpooler-bench-")))
@@ -162,7 +186,13 @@ def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
 
         pids = tuple(process.pid for process in pooler.processes())
         yield Target(
-            pooler.port, setting.user, pids, broker_messages, pooler.worker_counters, setting.has_tls
+            pooler.port,
+            setting.user,
+            pids,
+            broker_messages,
+            pooler.worker_counters,
+            setting.has_tls,
+            metrics_port,
         )
 
 

@@ -12,7 +12,11 @@ from typing import Any, Final
 Measured = dict[tuple[str, str], dict[str, dict[int, float]]]
 Record = dict[str, Any]  # run, round, case, contender, and numbers (or failed)
 # cases whose figure is to be seen beside another case of the same contender
-BESIDE: Final = {("loaded-4", "tps"): "loaded-1"}
+BESIDE: Final = {
+    ("loaded-4", "tps"): "loaded-1",
+    ("metrics-on", "cpu_us_per_tx"): "metrics-off",
+    ("scraped-200", "p99_us"): "routes-200",
+}
 ORDER: Final = ("direct", "pgbouncer", "gpooler")
 COST: Final = ("cpu_us_per_tx", "cpu_us_per_login", "cpu_us_per_mb", "bytes_per_client")  # drawn, first found
 UNITS: Final = {

@@ -196,6 +196,30 @@ class Gpooler:
         """A hand-made client, connected but not logged in."""
         return RawClient(self.port, self.host, **options)
 
+    def reload(
+        self,
+        *arguments: str,
+        rule: Config | None = None,
+        listener: Config | None = None,
+        config: Config | None = None,
+        is_refused: bool = False,
+    ) -> str:
+        """Write the configuration with changes as in ``__init__`` and have it read; the answer."""
+        if rule is not None:
+            config = merge({"database": {"default": {"user": {"default": rule}}}}, config or {})
+        changed = merge(self._config, config or {})
+        if listener is not None:
+            changed["listen"] = [merge(changed["listen"][0], listener), *changed["listen"][1:]]
+        self._config = changed
+        self.config_file.write_text(toml.dumps(changed))
+        done = subprocess.run(
+            [*command(), "reload", "-c", str(self.config_file), "--pid", str(self.pid), *arguments],
+            cwd=self.directory, env=self._environment, timeout=60, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == is_refused, f"{done.stdout}{done.stderr}\n{self.tail()}"
+        return done.stdout + done.stderr
+
     # processes
 
     @property

@@ -18,7 +18,7 @@ from gpooler.process.channels import Channel
 from gpooler.stats.registry import RouteWord
 from gpooler.stats.shared import SharedCounters
 
-RULES = {"r": RuleLimits("p", 1, 0, None, 1000, None)}
+RULES = {"r": RuleLimits("p", 1, 0, None, 1000)}
 SETTINGS = LogSettings(format="%l %m")
 
 

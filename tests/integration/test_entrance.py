@@ -136,6 +136,28 @@ def test_a_guest_knows_where_it_comes_from(door: Make, family: int) -> None:
     one.nobody()
 
 
+def test_a_mistake_with_one_guest_is_not_felt_by_others(door: Make) -> None:
+    """Both have spoken before anybody looks."""
+    one = door("startup")
+    (bad, first), (good, second) = one.knock(), one.knock()
+    surprised: list[Guest] = []
+
+    def stumble(guest: Guest, packet: bytes) -> None:
+        if guest is first:
+            raise LookupError("a mistake")
+        one.notes.told.append(("startup", packet))
+
+    one.notes.on_startup = stumble  # type: ignore[method-assign]
+    one.notes.on_surprise = surprised.append  # type: ignore[attr-defined]
+    bad.sendall(STARTUP)
+    good.sendall(STARTUP)
+    while len(one.notes.told) < 1 or not surprised:
+        one.hear()
+    assert surprised == [first]
+    assert one.notes.told == [("startup", STARTUP[4:])]
+    assert second.fd >= 0
+
+
 def test_messages_are_handed_over_whole_however_they_are_cut(door: Make) -> None:
     whole = STARTUP + STARTUP + PASSWORD
     for size in (1, 3, 7, len(STARTUP), len(STARTUP) + 1, len(whole)):

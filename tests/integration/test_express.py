@@ -10,10 +10,14 @@ from typing import Any, cast
 import pytest
 
 from gpooler.auth import md5
+from gpooler.auth.exchange import Done, Stored
+from gpooler.auth.scram import MECHANISM, ScramClient, ScramKeys, Verifier, derive_keys
+from gpooler.auth.scram_server import prepare
 from gpooler.client.entrance import Entrance, Guest
 from gpooler.client.express import Express
 from gpooler.client.login import Login
 from gpooler.client.plan import Plan
+from gpooler.errors import GpoolerError
 from gpooler.relay.params import ParameterSet
 from gpooler.relay.relay import Relay
 from gpooler.stats.registry import ProcessWord, RouteWord
@@ -23,7 +27,7 @@ from tests.harness.client import message, startup
 
 USER, SECRET, ROUTE = b"joe", b"s3cret", 3
 PACKET = startup("joe", "app")
-STORED = md5.hash_password(SECRET, USER)
+STORED = (md5.hash_password(SECRET, USER),)
 STATUSES = messages.parameter_status("TimeZone", "UTC")
 PID = 0x40000001
 
@@ -38,7 +42,10 @@ class House:
         self.logged_in: list[int] = []
         self.counters = SharedCounters.create()
         stack.callback(self.counters.close)
-        self.route = SimpleNamespace(route_id=ROUTE, version=1)
+        self.learned: list[ScramKeys | None] = []
+        self.route = SimpleNamespace(
+            route_id=ROUTE, version=1, learn=lambda secret, keys: self.learned.append(keys)
+        )
         self.plan = cast(
             Plan,
             SimpleNamespace(
@@ -72,8 +79,10 @@ class House:
         self.entrance.read(guest)
         return client, guest
 
-    def remember(self, guest: Guest, stored: bytes | None, is_bound: bool = False) -> None:
-        self.express.remember(guest, self.plan, stored, is_bound, ())
+    def remember(
+        self, guest: Guest, stored: Stored, is_bound: bool = False, *, is_learned_from: bool = False
+    ) -> None:
+        self.express.remember(guest, self.plan, stored, is_learned_from, is_bound, ())
 
     def counted(self) -> tuple[int, int, int, int]:
         """Clients, logins, clients admitted to the route, its logins."""
@@ -95,8 +104,11 @@ class House:
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         self.told.append(("mismatch", body))
 
-    def on_proved(self, guest: Guest) -> None:
+    def on_proved(self, guest: Guest, done: Done) -> None:
         self.told.append(("proved", guest.who.user))
+
+    def on_refused(self, guest: Guest, error: GpoolerError) -> None:
+        self.told.append(("refused", error.sqlstate))
 
     def on_handshake(self, guest: Guest, data: bytes) -> None:
         self.told.append(("handshake", data))
@@ -106,6 +118,9 @@ class House:
 
     def on_bad(self, guest: Guest, is_startup: bool) -> None:
         self.told.append(("bad", is_startup))
+
+    def on_surprise(self, guest: Guest) -> None:
+        raise AssertionError("a mistake")
 
     def on_gone(self, guest: Guest, cause: str) -> None:
         self.told.append(("gone", cause))
@@ -257,3 +272,69 @@ def test_who_leaves_before_the_greeting_is_told_and_not_counted_on_the_route(hou
     client.close()
     assert [kind for kind, _ in house.told] == ["startup", "gone"]
     assert house.counted()[1:] == (0, 0, 0)
+
+
+VERIFIER = Verifier.build(SECRET, b"0123456789abcdef", 1)
+OTHERS = Verifier.build(b"another", b"0123456789abcdef", 1)
+
+
+def prove(house: House, client: socket.socket, secret: bytes = SECRET) -> ScramClient:
+    """The client's side of an exchange, its last message sent and not yet read."""
+    side = ScramClient()
+    assert client.recv(1000) == messages.authentication_sasl([MECHANISM])
+    client.sendall(messages.sasl_initial_response(MECHANISM, side.first()))
+    house.entrance.poll()
+    challenge = side.challenge(client.recv(1000)[9:])
+    keys = derive_keys(secret, challenge.salt, challenge.iterations)
+    client.sendall(messages.sasl_response(side.final(challenge, keys)))
+    return side
+
+
+@pytest.mark.parametrize("secret", [SECRET, b"another"])
+def test_scram_proves_and_is_proved_to(house: House, secret: bytes) -> None:
+    _, first = house.knock()
+    house.remember(first, prepare([OTHERS, VERIFIER]), is_learned_from=True)
+    client, guest = house.knock()
+    side = prove(house, client, secret)
+    house.entrance.poll()
+    (adopted,) = house.adopted
+    signature, ok, greeting = client.recv(1000).partition(messages.authentication_ok())
+    side.verify(signature[9:])
+    assert ok + greeting == (
+        messages.authentication_ok()
+        + STATUSES
+        + messages.backend_key_data(PID, adopted["secret"])
+        + messages.ready_for_query()
+    )
+    assert (house.logged_in, house.counted()) == ([guest.number], (1, 1, 1, 1))
+    assert house.learned == [derive_keys(secret, b"0123456789abcdef", 1)]
+    assert len(house.told) == 1
+
+
+def test_keys_are_learned_only_where_they_are_wanted(house: House) -> None:
+    _, first = house.knock()
+    house.remember(first, prepare([VERIFIER]))
+    client, _ = house.knock()
+    prove(house, client)
+    house.entrance.poll()
+    assert (len(house.adopted), house.learned) == (1, [])
+
+
+def test_a_wrong_proof_is_the_handler_s_to_refuse(house: House) -> None:
+    _, first = house.knock()
+    house.remember(first, prepare([VERIFIER]), is_learned_from=True)
+    client, guest = house.knock()
+    prove(house, client, b"wrong")
+    house.entrance.poll()
+    assert house.told[1:] == [("refused", "28P01")]
+    assert (house.adopted, house.learned, guest.is_counted) == ([], [], True)
+
+
+def test_new_parameters_of_the_route_end_the_short_way_of_scram(house: House) -> None:
+    _, first = house.knock()
+    house.remember(first, prepare([VERIFIER]))
+    client, _ = house.knock()
+    prove(house, client)
+    house.route.version = 2
+    house.entrance.poll()
+    assert house.told[1:] == [("proved", "joe")]

@@ -41,7 +41,7 @@ def test_accepted_sockets_inherit_the_options(opened: list[Listener]) -> None:
     options = TcpSettings(True, 15, 5, 3, -1).options()
     opened += bind_listeners([ListenSpec(4, "127.0.0.1", 0, 5)], options=options)
     (listener,) = opened
-    assert (listener.index, listener.name) == (4, f"127.0.0.1:{listener.port}")
+    assert (listener.number, listener.name) == (4, f"127.0.0.1:{listener.port}")
     with socket.create_connection(("127.0.0.1", listener.port)):
         listener.socket.setblocking(True)
         accepted, _ = listener.socket.accept()

@@ -18,10 +18,16 @@ from gpooler.auth.exchange import Done, Later
 from gpooler.auth.ldap import Question
 from gpooler.auth.scram import ScramKeys, Verifier
 from gpooler.auth.secrets import Secret
+from gpooler.broker.acts import Entrust
+from gpooler.broker.messages import ServerState
+from gpooler.broker.slots import RouteKey, SlotName
+from gpooler.client import peers
 from gpooler.config.options import TABLE
 from gpooler.config.values import SecretText
+from gpooler.wire.session import LoginResult
+from gpooler.wire.startup import CancelRequest
 from tests.harness import PASSWORD, Gpooler, Postgres, Unavailable, eventually, free_port
-from tests.harness.client import message, startup, text
+from tests.harness.client import cancel_request, message, startup, text
 from tests.harness.gpooler import check
 from tests.harness.slapd import BASE, SEARCHER, SEARCHER_PASSWORD, Slapd, person, unit
 
@@ -109,6 +115,12 @@ def test_no_secret_is_in_any_output(postgres: Postgres, gpooler_factory: Factory
             "server": rule(storage_user="scram_user", storage_password=PASSWORD),
             "broken": rule(storage_user="scram_user", storage_password=STORAGE_WRONG),
             "absent": rule(storage="nobody", storage_password=STORAGE),
+            "passed": rule(
+                authentication="clear_text",
+                password=CLEAR,
+                storage_user="scram_user",
+                password_passthrough=True,
+            ),
             "ldap": rule(**ldap, ldap_endpoint_name="right"),
             "ldap_wrong": rule(**ldap, ldap_endpoint_name="wrong"),
             "app": group(PASSWORD),
@@ -138,6 +150,11 @@ def test_no_secret_is_in_any_output(postgres: Postgres, gpooler_factory: Factory
                 ):
                     connection.execute("SELECT 1")
                     came_in.add((dbname, password))
+        with gpooler.raw() as client:  # cancel keys are secrets, too
+            cancel_key = client.login("md5_user", "server").key.hex()
+            with gpooler.raw() as other:
+                other.send(cancel_request(client.pid, client.key))
+                other.read_to_end()
         for dbname in ("clear", "md5", "scram"):  # passwords where none belongs
             with gpooler.raw() as client:
                 client.send(startup("md5_user", dbname))
@@ -146,7 +163,7 @@ def test_no_secret_is_in_any_output(postgres: Postgres, gpooler_factory: Factory
                 client.send(message(b"p", text(CLEAR)))
                 client.read_to_end()
         assert {dbname for dbname, _ in came_in} == set(databases) - {
-            "broken", "absent", "ldap_wrong", "postgres",
+            "broken", "absent", "passed", "ldap_wrong", "postgres",
         }  # fmt: skip
         (worker,) = gpooler.worker_pids()
         os.kill(worker, signal.SIGKILL)
@@ -184,7 +201,8 @@ def test_no_secret_is_in_any_output(postgres: Postgres, gpooler_factory: Factory
             del os.environ[key]
 
     secrets = {
-        *TYPED, STORAGE, STORAGE_WRONG, GROUP_WRONG, BIND_WRONG, SEARCHER_PASSWORD, md5, md5[3:], scram,
+        *TYPED, cancel_key, STORAGE, STORAGE_WRONG, GROUP_WRONG, BIND_WRONG, SEARCHER_PASSWORD,
+        md5, md5[3:], scram,
         *scram.split("$")[-1].split(":"),
     }  # fmt: skip
     shown = [
@@ -227,6 +245,12 @@ def test_no_secret_is_in_the_text_of_an_object() -> None:
         Secret(CLEAR),
         keys,
         Verifier.build(CLEAR.encode(), b"salt"),
+        Secret.of_password(CLEAR.encode()),
+        CancelRequest(1, CLEAR.encode()),
+        LoginResult({}, 1, CLEAR.encode(), CLEAR.encode(), ()),
+        ServerState("s1", 1, CLEAR, "127.0.0.1:5432", {}, {}, 0, 0, 0),
+        Entrust(SlotName(1, 1), RouteKey("rule", "app", "joe", False), "127.0.0.1:5432", 1, CLEAR),
+        peers.Cancel(1, 1, CLEAR),
     )
     for value in values:
         assert not [form for form in forms(CLEAR) if form in repr(value)], type(value)

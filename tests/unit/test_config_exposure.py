@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpooler.config.load import load
+from tests.harness.certificates import Certificates
 
 DEMO = (Path(__file__).parent / "data" / "demo.toml").read_text()
 
@@ -72,3 +73,23 @@ def test_files_of_secrets_and_included_files_are_looked_at_too(directory: Path) 
     assert any("b.user.c.password" in said and "more.toml, " in said and "0604" in said for said in found)
     assert any("order_app.user.default.password" in said and "/one, " in said for said in found)
     assert "secret-one" not in "".join(found)
+
+
+def test_private_keys_are_secrets_of_listeners_and_of_storages(directory: Path) -> None:
+    files = Certificates(directory)
+    names = {"listen": "server", "storage": "cert_user"}
+    options = {
+        section: f"tls_cert_file = '{files.pem(name)}'\ntls_key_file = '{files.key(name)}'\n"
+        for section, name in names.items()
+    }
+    text = DEMO.replace('tls = "disable"\n', f'tls = "require"\n{options["listen"]}')
+    text = text.replace("port = 5432\n", f'port = 5432\ntls = "require"\n{options["storage"]}')
+    write(directory / "config.toml", text, 0o600)
+    assert warnings(directory / "config.toml") == []
+    for name in names.values():
+        Path(files.key(name)).chmod(0o644)
+    listener, storage = warnings(directory / "config.toml")
+    assert "listen[0].tls_key_file: is a secret in" in listener
+    assert f"{files.key('server')}, which every user of this machine may read (mode 0644)" in listener
+    assert f"storage.order_storage.tls_key_file: is a secret in {files.key('cert_user')}" in storage
+    assert "PRIVATE" not in listener + storage

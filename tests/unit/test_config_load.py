@@ -166,7 +166,11 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
         (changed('host = "*"\n', 'host = "[::1]"\n'), "without brackets"),
         (changed('host = "db.example.com"', 'host = "a,b"'), "several hosts are not built yet"),
         (changed('host = "db.example.com"', 'host = "a:1:2"'), "two ports"),
-        (changed('type = "remote"', 'type = "local"'), "console, is not built yet"),
+        (changed('type = "remote"', 'type = "local"'), 'host: has no place where type is "local"'),
+        (
+            changed('type = "remote"\nhost = "db.example.com"', 'type = "local"'),
+            "pool_size: has no place where the storage is local",
+        ),
         (changed('pool = "transaction"', ""), "pool: is required and missing"),
         (changed('"clear_text"', '"md5"').replace('password = "client-secret"\n', "", 1), 'needs "password"'),
         (changed('password = "client-secret"\n', ""), 'needs "password"'),
@@ -195,11 +199,21 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
         (with_rule_lines("pool_discard_query = ' ; '"), "must not be empty"),
         (with_rule_lines("pool_discard_query = \"SELECT 'ä'\""), "must be ASCII"),
         (with_rule_lines('pool_discard_query = "A\\u0000"'), "zero byte"),
-        (with_rule_lines('role = "admin"'), "not built yet"),
+        (with_rule_lines('role = "admin"'), "role: has a place only where the storage is local"),
         (with_lines("[query_parsing]", 'mode = "full"'), "not built yet"),
         (with_lines("[service]", "enable_online_restart = true"), "not built yet"),
         (with_lines("[soft_oom]", 'limit = "1GB"'), "soft_oom: is not built yet; remove the section"),
         (with_rule_lines("[storage.order_storage.watchdog]"), "watchdog: is not built yet"),
+        (with_rule_lines("password_passthrough = true"), "passthrough: excludes storage_password"),
+        (with_rule_lines("password_passthrough = true"), "excludes storage_user where the rule has many"),
+        (
+            DEMO_TEXT.replace('"clear_text"', '"md5"') + "password_passthrough = true\n",
+            'passthrough: needs authentication = "clear_text" or "external"',
+        ),
+        (
+            with_ldap(LDAP, f"{WITH_GROUPS}\npassword_passthrough = true"),
+            "password_passthrough: excludes ldap_storage_credentials",
+        ),
         (with_ldap("ldapserver = 'h'"), "needs ldapprefix or ldapsuffix for a direct bind, or ldapbasedn"),
         (with_ldap("ldapprefix = 'x'"), "ldapserver: is required and missing"),
         (
@@ -326,12 +340,32 @@ def test_what_odyssey_ignores_is_accepted_with_a_warning() -> None:
             "availability zone means nothing",
         ),
         (with_lines("[logging]", "log_to_stdout = 'no'"), "logging", "no log is written"),
+        (
+            changed('host = "db.example.com"', 'host = "db.example.com"\ntls_protocols = "tlsv1.3"'),
+            "storage.order_storage.tls_protocols",
+            'has no effect while "tls" is "disable"',
+        ),
+        (
+            with_lines("[[listen]]", 'tls_protocols = "tlsv1.3"'),
+            "listen[0].tls_protocols",
+            'has no effect while "tls" is "disable"',
+        ),
     ],
 )
 def test_what_is_accepted_and_does_nothing_is_warned_about(text: str, key: str, part: str) -> None:
     (warning,) = load_text(text).warnings
     assert warning.key == key
     assert part in warning.text
+
+
+def test_the_port_of_prometheus_is_its_own_and_has_one_name() -> None:
+    assert load_text(with_lines("[metrics]", "promhttp_server_port = 9127")).config.metrics.http_port == 9127
+    two = with_lines("[metrics]", "prometheus_port = 9127\npromhttp_server_port = 9128")
+    assert "give one" in only_problem(two).text
+    taken = only_problem(with_lines("[metrics]", "prometheus_port = 6401"))
+    assert (taken.key, taken.text) == ("metrics.prometheus_port", "is the port of listen[0]")
+    (warning,) = load_text(with_lines("[metrics]", "prometheus_host = '*'")).warnings
+    assert "no effect without prometheus_port" in warning.text
 
 
 def test_the_old_name_of_the_drop_options_means_the_same() -> None:

@@ -13,6 +13,7 @@ from gpooler.client.greeting import (
     startup_key,
     statuses,
 )
+from gpooler.errors import TooManyParameters
 from gpooler.relay.params import ParameterSet
 from gpooler.routing.route import Route
 
@@ -92,6 +93,16 @@ def test_what_is_remembered_has_a_limit() -> None:
     assert greetings.find(one, startup_key({"search_path": "s0"}), "") is None
     assert greetings.find(one, startup_key({"search_path": "s1"}), "") is not None
     assert len(greetings._ready) <= MAX_KNOWN
+
+
+def test_more_parameters_than_a_session_can_have_are_refused() -> None:
+    many = {f"x.{number}": "" for number in range(401)}
+    with pytest.raises(TooManyParameters, match="too many startup parameters"):
+        overrides(many)
+    greetings, key = Greetings(), startup_key(many)
+    greetings.learn(key, as_set({f"x.{number}": "" for number in range(400)}))
+    with pytest.raises(TooManyParameters):
+        greetings.find(route(REPORTED), key, "")
 
 
 @pytest.mark.parametrize(

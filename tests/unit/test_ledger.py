@@ -43,7 +43,7 @@ LAST_WILL = ("/s", 7, "aabb")  # what it takes to end the server of STATE
 
 
 def limits(pool_size=2, minimum=0, shared=None, fixed=None):
-    return RuleLimits("p", pool_size, minimum, shared, 1500, fixed)
+    return RuleLimits("p", pool_size or None, minimum, shared, 1500, *(fixed or ()))
 
 
 class Desk:
@@ -529,7 +529,7 @@ def test_a_login_that_ends_in_any_way_lets_the_next_begin(end):
 
 
 def test_storages_do_not_wait_for_each_other():
-    rules = {"r": limits(9), "far": RuleLimits("q", 9, 0, None, 1500, None)}
+    rules = {"r": limits(9), "far": RuleLimits("q", 9, 0, None, 1500)}
     desk = Desk(rules, logins=1)
     desk.open_routes(A)
     desk.open_routes(A, rule="far")
@@ -570,11 +570,12 @@ def test_min_pool_size_of_many_routes_is_filled_as_logins_end():
 def test_min_pool_size_is_filled_by_the_broker_and_kept_from_the_ttl():
     desk = Desk({"r": limits(5, 2, fixed=("d", "u"))})
     acts = desk.tick(REST_US)
-    assert [type(act.message) for act in acts] == [RouteOpened, GrantOpen]
+    assert [type(act.message) for act in acts] == [RouteOpened, Keep, GrantOpen]
     assert {act.worker for act in acts} == {A}
-    grant = acts[1].message
+    assert acts[1].message == Keep(0, 1)  # before the server is there: nobody may find it one too many
+    grant = acts[2].message
     desk.say(A, Connected(0, grant.slot, grant.generation, "/s"))
-    assert sent(desk.say(A, Opened(0, grant.slot, grant.generation, STATE)), Keep) == [Keep(0, 1)]
+    assert sent(desk.say(A, Opened(0, grant.slot, grant.generation, STATE)), Keep) == []
     assert targets(desk.tick(REST_US), GrantOpen) == [B]
     assert desk.tick(REST_US) == []
 
@@ -736,7 +737,7 @@ def test_an_idle_ledger_rests_until_something_happens(desk):
 
 def test_a_ledger_below_a_min_pool_size_looks_every_round():
     desk = Desk({"r": limits(5, 1, fixed=("d", "u"))}, workers=(A,))
-    (_, grant) = desk.tick(REST_US)
+    (_, _, grant) = desk.tick(REST_US)
     assert desk.ledger.next_due_us() == desk.now + REST_US
     opened(desk, A, grant.message)
     desk.tick(REST_US)

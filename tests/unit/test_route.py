@@ -3,7 +3,7 @@
 import pytest
 
 from gpooler.config.load import load_text
-from gpooler.routing.route import DISCARD_ALL, SMART_DISCARD, Route, endpoint_of
+from gpooler.routing.route import DISCARD_ALL, SMART_DISCARD, Route, endpoint_of, key_of
 from tests.unit.test_rules import BODY, HEAD
 
 
@@ -13,7 +13,8 @@ def route(**options: str) -> Route:
     body = BODY.replace('pool = "session"\n', "")
     config = load_text(f"{HEAD}[database.default.user.default]\n{body}{lines}").config
     (rule,) = config.rules
-    return Route(0, rule, "app", "app", endpoint_of(config, rule), (), is_replication=False, admission_id=0)
+    key = key_of(rule, "app", "app", is_replication=False)
+    return Route(0, key, rule, "app", "app", endpoint_of(config, rule), (), admission_id=0)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,14 @@ def test_the_shorter_idle_limit_counts(
         pool=f"'{pool}'", client_idle_timeout=f"{any_pool}", pool_client_idle_timeout=f"{session_pool}"
     )
     assert (found.idle_timeout_s, found.is_idle_limit_the_pools) == (limit, is_the_pools)
+
+
+def test_a_password_learned_again_keeps_what_was_derived_from_it() -> None:
+    made = route()
+    made.learn_password(b"one")
+    first = made.password
+    made.learn_password(b"one")
+    assert made.password is first
+    made.learn_password(b"two")
+    assert made.password is not None
+    assert made.password.plain == b"two"
