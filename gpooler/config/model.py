@@ -125,7 +125,7 @@ class Service(Section):
     unix_socket_mode: Annotated[int | None, FileMode()] = option(
         None, "Permissions of the listeners' sockets.", reload=Reload.RESTART, example="0666"
     )
-    enable_online_restart: Bool = not_built(False, "Allow a restart by SIGUSR2.", odyssey=True)
+    enable_online_restart: Bool = option(True, "Allow a restart by SIGUSR2 that nobody feels.")
     bindwith_reuseport: Bool = option(
         True, "Bind listeners with SO_REUSEPORT, so that two gpoolers may overlap.", reload=Reload.RESTART
     )

@@ -13,6 +13,7 @@ from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
+from gpooler.config.succession import succeed
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
@@ -20,6 +21,7 @@ from gpooler.net.listen import Listener
 from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT
 from gpooler.process.listeners import bind, bind_metrics
+from gpooler.process.old_master import OldMaster, old_master
 from gpooler.process.pidfile import PidFile
 from gpooler.process.privileges import drop
 from gpooler.process.settings import log_settings
@@ -36,24 +38,36 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
     EXIT_CONFIG with every problem on standard error, EXIT_BOOT when something cannot be bound or locked.
     """
     try:
+        old = old_master()
+    except ConfigurationError as error:
+        print(f"gpooler: {error.log_text()}", file=sys.stderr)
+        return EXIT_BOOT
+    try:
         loaded = load(config_path)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        problems = [f"error: {problem}" for problem in error.problems]
+        print("\n".join(problems), file=sys.stderr)
+        if old is not None:
+            old.fail("\n".join(problems))
         return EXIT_CONFIG
     setproctitle.setproctitle("gpooler: master")
     settings = log_settings(loaded.config)
     log = open_direct(settings)
     try:
-        return _launch(config_path, loaded, settings, log, entries)
+        return _launch(config_path, loaded, settings, log, entries, old)
     finally:
         log.close()
 
 
 def _launch(
-    config_path: Path, loaded: Loaded, settings: LogSettings, log: DirectLog, entries: EntryPoints
+    config_path: Path,
+    loaded: Loaded,
+    settings: LogSettings,
+    log: DirectLog,
+    entries: EntryPoints,
+    old: OldMaster | None,
 ) -> int:
-    config = loaded.config
+    config = loaded.config if old is None else succeed(old.config, loaded.config, is_restart=True)
     logger = log.logger
     logger.info(f"gpooler {__version__} starts", context="master")
     for warning in loaded.warnings:
@@ -67,9 +81,11 @@ def _launch(
     pid_file: PidFile | None = None
     try:
         load_libraries(config)
-        listeners = bind(config, config.listen, given_sockets())
-        metrics_listeners = bind_metrics(config)
-        pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        listeners, metrics_listeners = _listen(config, old)
+        path = config.service.pid_file
+        pid_file = PidFile(path, None if old is None else old.lock(path)) if path else None
+        if old is not None:
+            old.close_spare()
         _drop_privileges(config, listeners)
         workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
         status = Arbiter(
@@ -83,9 +99,12 @@ def _launch(
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
             metrics_listeners=metrics_listeners,
+            old=old,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
+        if old is not None:
+            old.fail(error.log_text())
         if not settings.is_stdout:
             print(f"gpooler: {error.log_text()}", file=sys.stderr)  # whoever starts it looks here
         return EXIT_BOOT
@@ -96,6 +115,25 @@ def _launch(
             pid_file.release()
     logger.info(f"gpooler ends with status {status}", context="master")
     return status
+
+
+def _listen(config: Config, old: OldMaster | None) -> tuple[list[Listener], list[Listener]]:
+    """For clients and for metrics; with the sockets that we are given. Raises ConfigurationError."""
+    if old is None:
+        given = given_sockets()
+        listeners = bind(config, config.listen, given)
+        if given:
+            for listener in listeners:
+                listener.close()
+            raise ConfigurationError(
+                f"the service manager hands over a socket at {given[0].getsockname()}, where no [[listen]] is"
+            )
+        return listeners, bind_metrics(config)
+    listeners = bind(config, config.listen, old.sockets)
+    for listener in listeners:
+        if listener.is_unix:
+            old.keep_listener(listener.host)
+    return listeners, bind_metrics(config, old.metrics_sockets)
 
 
 def _drop_privileges(config: Config, listeners: list[Listener]) -> None:
