@@ -156,8 +156,8 @@ HEAD: Final = """\
 
 <!-- Written by `python -m gpooler.config.document` from the table of options. Do not edit. -->
 
-Every option of Odyssey's, where it stands here, and what becomes of it. *built*: it does what it does there, or
-what [configuration.md](configuration.md) says. *ignored*: it is accepted, and `gpooler check` warns that it
+Every option of Odyssey's, where it stands here, and what becomes of it. *built*: it does what it does
+there, or what [configuration.md](configuration.md) says. *ignored*: it is accepted, and `gpooler check` warns that it
 does nothing and why. *refused*: every value but the one that asks for nothing is an error. An option that is
 not in this list is unknown, and an error too.
 
