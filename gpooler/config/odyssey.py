@@ -156,10 +156,10 @@ HEAD: Final = """\
 
 <!-- Written by `python -m gpooler.config.document` from the table of options. Do not edit. -->
 
-Every option of Odyssey's, where it stands here, and what becomes of it. *built*: it does what it does
-there, or what [configuration.md](configuration.md) says. *ignored*: it is accepted, and `gpooler check` warns that it
-does nothing and why. *refused*: every value but the one that asks for nothing is an error. An option that is
-not in this list is unknown, and an error too.
+Every option of Odyssey's, where it stands here, and what becomes of it. *built*: it does what it does there,
+or what [configuration.md](configuration.md) says. *ignored*: it is accepted, and `gpooler check` warns that
+it does nothing and why. *refused*: every value but the one that asks for nothing is an error. An option that
+is not in this list is unknown, and an error too.
 
 Odyssey's options of the top level have sections here. `include "path"` is `include = ["path"]`, a section
 with a name in quotes is a table: `storage "main" {}` is `[storage.main]`, `database "x" { user "y" {} }` is
