@@ -1,4 +1,4 @@
-"""The pages of the documentation: each can be found from the README, and no link leads nowhere."""
+"""The documentation: each page is found from the README, no link leads nowhere, its configuration is good."""
 
 import re
 import unicodedata
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from gpooler.config.load import load_text
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md")))
@@ -62,3 +64,10 @@ def test_every_page_is_in_the_index() -> None:
     assert sorted({page for page in PAGES if page.parent == index.parent} - {index}) == sorted(
         {file for file, _ in links(index) if file.parent == index.parent}
     )
+
+
+def test_the_configuration_of_the_readme_is_a_good_one() -> None:
+    (text,) = re.findall(r"(?ms)^```toml\n(.*?)^```", (ROOT / "README.md").read_text())
+    loaded = load_text(text, {"SHOP_PASSWORD": "x"})
+    assert loaded.warnings == ()
+    assert [rule.name for rule in loaded.config.rules] == ["shop.default"]
