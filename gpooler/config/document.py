@@ -1,6 +1,6 @@
-"""Writes ``docs/configuration.md`` and ``config.toml.example`` from the table of options.
+"""Writes the documents that come from the table of options: the reference, Odyssey's options, the example.
 
-``python -m gpooler.config.document`` writes both below the current directory. A test fails when they are
+``python -m gpooler.config.document`` writes them below the current directory. A test fails when they are
 stale.
 """
 
@@ -10,7 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from gpooler.config import odyssey
 from gpooler.config.field import REMOVE_IT, UNSET, Status
+from gpooler.config.odyssey import RULE
 from gpooler.config.options import TABLE, Option, Table, options_of, tables
 from gpooler.config.rule import GroupBody, LdapCredentials, RuleBody, Watchdog
 from gpooler.config.toml_text import entry, value_text
@@ -19,7 +21,6 @@ from gpooler.config.values import FileMode, Network
 REFERENCE: Final = Path("docs/configuration.md")
 EXAMPLE: Final = Path("config.toml.example")
 WIDTH: Final = 100
-RULE: Final = "database.NAME.user.NAME"
 
 # The part of the example that is not commented out: what runs against a PostgreSQL on this machine.
 ACTIVE: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -140,7 +141,8 @@ REFERENCE_HEAD: Final = """\
 gpooler reads one TOML file, and what it includes: `gpooler run -c config.toml`. The options have Odyssey's
 names and units. `gpooler check -c config.toml` says whether a configuration is good and reports every
 problem at once, each with its file, line and key; `--effective` prints what results, defaults included,
-without secrets. [`config.toml.example`](../config.toml.example) holds every option with its default.
+without secrets. [`config.toml.example`](../config.toml.example) holds every option with its default, and
+[options.md](options.md) every option of Odyssey's with what became of it.
 
 ## Values
 
@@ -353,9 +355,10 @@ def _both_defaults(item: Option) -> str:
 
 
 def main() -> None:
-    """Write both files below the current directory."""
+    """Write the files below the current directory."""
     REFERENCE.write_text(reference(), encoding="utf-8")
     EXAMPLE.write_text(example(), encoding="utf-8")
+    odyssey.OPTIONS.write_text(odyssey.text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -376,8 +376,10 @@ class Routing(Section):
 class QueryParsingOptions(Section):
     """``[query_parsing]``."""
 
-    mode: Annotated[QueryParsing, OneOf(QueryParsing)] = not_built(
-        QueryParsing.MINIMAL, "How much of SQL is understood in passing.", 'leave it at "minimal"'
+    mode: Annotated[QueryParsing, OneOf(QueryParsing)] = ignored(
+        QueryParsing.MINIMAL,
+        "How much of SQL is understood in passing.",
+        "the relay reads as much of it as the rule's options need",
     )
     mem_limit: Annotated[int, Size()] = ignored(
         1 << 20, "Memory of the parser for a client.", "the scanner keeps a few bytes a client"

@@ -130,7 +130,6 @@ class QueryParsing(StrEnum):
 
     DISABLED = "disabled"
     MINIMAL = "minimal"
-    FULL = "full"
 
 
 class LdapScheme(StrEnum):

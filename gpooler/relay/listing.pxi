@@ -96,7 +96,9 @@ cdef void list_server(Server* s, ServerRow* row) noexcept nogil:
     row.slot = s.slot
     row.slot_generation = s.slot_generation
     row.cancelling = s.cancelling
-    row.closes = (s.flags & CLOSE_AT_END) != 0
+    # as it would be let go (release.pxi)
+    row.closes = (s.flags & CLOSE_AT_END != 0 or s.epoch < s.conn.route.epoch
+                  or s.conn.route.pause == PAUSE_CLOSE)
 
 
 cdef void do_list_clients(Command* command) noexcept nogil:

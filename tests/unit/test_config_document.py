@@ -14,36 +14,6 @@ from gpooler.config.options import TABLE, Option, tables
 ROOT = Path(__file__).parents[2]
 NAMES = sorted({option.name for option in TABLE})
 
-# Every option that the reference of Odyssey's options names (§2, §4, §5), in its order.
-ODYSSEY = """
-daemonize priority pid_file locks_dir unix_socket_dir unix_socket_mode enable_online_restart
-bindwith_reuseport drop_enabled rate interval_ms graceful_die_on_errors graceful_shutdown_timeout_ms
-max_sigterms_to_die enable_host_watcher sequential_routing log_file log_format log_to_stdout log_syslog
-log_syslog_ident log_syslog_facility log_debug log_config log_session log_query log_stats log_async
-log_queue_depth log_general_stats_prom log_route_stats_prom promhttp_server_port stats_interval workers
-resolvers dns_cache_ttl readahead cache_coroutine cache_msg_gc_size coroutine_stack_size
-system_coroutine_stack_size cache cache_chunk pipeline packet_read_size packet_write_queue nodelay
-disable_nolinger keepalive keepalive_keep_interval keepalive_probes keepalive_usr_timeout client_max
-client_max_routing server_login_retry backend_connect_timeout_ms cancel_timeout_ms cancel_queue_timeout_ms
-cancel_max_inflight hba_file group_checker_interval availability_zone smart_search_path_enquoting
-external_auth_socket_path cpu_affinity virtual_processing virtual_transaction mode mem_limit limit process
-check_interval_ms signal max_rate host port backlog client_login_timeout tls tls_ca_file tls_key_file
-tls_cert_file tls_protocols target_session_attrs balancing_method catchup_timeout storage compression type
-server_max_routing endpoints_status_poll_interval method az_aware show_notice_messages watchdog_lag_query
-watchdog_lag_interval pool_size min_pool_size ldapserver ldapport ldapscheme ldapprefix ldapsuffix
-ldapbasedn ldapbinddn ldapbindpasswd ldapsearchattribute ldapsearchfilter ldapscope address connection_type
-authentication password auth_common_name auth_query auth_query_db auth_query_user auth_pam_service
-auth_module enable_mdb_iamproxy_auth mdb_iamproxy_socket_path ldap_endpoint_name
-ldap_storage_credentials_attr ldap_storage_username ldap_storage_password ldap_pool_size ldap_pool_timeout
-ldap_pool_ttl password_passthrough role client_fwd_error client_show_id reserve_session_server_connection
-quantiles application_name_add_host server_lifetime server_drop_on_cached_plan_error maintain_params
-catchup_checks storage_db storage_user storage_password pool pool_routing pool_timeout pool_ttl
-pool_client_idle_timeout pool_idle_in_transaction_timeout pool_discard pool_smart_discard pool_discard_query
-pool_cancel pool_rollback pool_reset_timeout_ms pool_reserve_prepared_statement pool_pin_on_listen
-pool_attach_check pool_acquire_fail_fast pool_notice_after_waiting_ms shared_pool options
-backend_startup_options group_query group_query_user group_query_db
-"""
-
 
 def uncommented(text: str) -> str:
     return re.sub(r"^#(?=[a-z\[])", "", text, flags=re.MULTILINE)
@@ -55,10 +25,6 @@ def test_the_reference_in_docs_is_not_stale() -> None:
 
 def test_the_example_is_not_stale() -> None:
     assert (ROOT / EXAMPLE).read_text() == example(), "run `python -m gpooler.config.document`"
-
-
-def test_the_table_has_every_option_of_odyssey() -> None:
-    assert sorted(set(ODYSSEY.split()) - set(NAMES)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -200,7 +200,7 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
         (with_rule_lines("pool_discard_query = \"SELECT 'ä'\""), "must be ASCII"),
         (with_rule_lines('pool_discard_query = "A\\u0000"'), "zero byte"),
         (with_rule_lines('role = "admin"'), "role: has a place only where the storage is local"),
-        (with_lines("[query_parsing]", 'mode = "full"'), "not built yet"),
+        (with_lines("[query_parsing]", 'mode = "full"'), 'must be one of "disabled", "minimal"'),
         (with_lines("[soft_oom]", 'limit = "1GB"'), "soft_oom: is not built yet; remove the section"),
         (with_rule_lines("[storage.order_storage.watchdog]"), "watchdog: is not built yet"),
         (with_rule_lines("password_passthrough = true"), "passthrough: excludes storage_password"),
