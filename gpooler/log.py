@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -37,6 +37,7 @@ class LogContext:
     client_port: int = 0
     server_host: str = ""
     external_id: str = ""  # given by an authentication agent
+    facts: Mapping[str, object] | None = None  # what a line in JSON has under keys of its own besides
 
 
 NOBODY: Final = LogContext()
@@ -259,6 +260,7 @@ def _json_formatter(pid: int) -> Formatter:
                 "message": _cut(message),
                 "client": client,
                 "server": {"id": who.server or None},
+                **(who.facts or {}),
             }
         )
 

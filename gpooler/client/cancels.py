@@ -57,7 +57,7 @@ class Cancels:
         peer_channels.on(peers.Cancel, self._on_peer)
         peer_channels.on(peers.Cancelled, self._on_answer)
         peer_channels.on_gone.append(self._on_peer_gone)
-        self.whereabouts: Callable[[int], tuple[Address, Connector] | None] = lambda handle: None
+        self.whereabouts: Callable[[int], tuple[Address, Connector, bool] | None] = lambda handle: None
 
         self.configure(limits)
 
@@ -118,7 +118,9 @@ class Cancels:
         finally:
             self._relay.end_cancel(handle)
 
-    def _deliver(self, handle: int, route_id: int, address: Address, connector: Connector) -> None:
+    def _deliver(
+        self, handle: int, route_id: int, address: Address, connector: Connector, is_debugged: bool
+    ) -> None:
         who = self._who(handle, address)
         queue_s = self._limits.cancel_queue_limit_ms / 1000 or None
         self._counters.add_route(route_id, RouteWord.CANCELS_WAITING)
@@ -136,7 +138,8 @@ class Cancels:
             if not send_cancel(address, record["pid"], record["secret"], timeout_ms, connector):
                 self._logger.error("cancel request timed out", context="cancel", who=who)
             else:
-                self._logger.debug("cancel request delivered", context="cancel", who=who)
+                what = "cancel request delivered"
+                self._logger.debug(what, context="cancel", who=who, is_wanted=is_debugged)
         except KeyError:
             return  # the server is gone, and with it what it ran
         except ServerFault as error:

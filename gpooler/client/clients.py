@@ -14,6 +14,7 @@ from gpooler.client.admission import Admission
 from gpooler.client.entrance import Entrance, Guest
 from gpooler.client.express import Express
 from gpooler.client.login import Login, SetUp
+from gpooler.client.slow import Slow, describe
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Authentication, Config, Rule
 from gpooler.errors import (
@@ -415,13 +416,21 @@ class Clients:
             self._logger.info(what, context="main", who=who)
 
     def log_texts(self) -> None:
-        """Query texts that wait for the log."""
-        for handle, text in self._relay.texts():
+        """Query texts and slow requests that wait for the log."""
+        for handle, text, slow in self._relay.texts():
             try:
-                who = self._who(self._relay.client(handle))
+                record = self._relay.client(handle)
             except KeyError:
                 continue
-            self._logger.info(_query_text(text), context="query", who=who)
+            who = self._who(record)
+            if slow is None:
+                self._logger.info(_query_text(text), context="query", who=who)
+            else:
+                told = Slow(*slow)
+                name = self._routes[record["route"]].name
+                message, who.facts = describe(told, text, f"{name[0]}.{name[1]}")
+                who.server = server_id(told.server)
+                self._logger.info(message, context="slow", who=who)
 
 
 def wait_notices() -> tuple[bytes, bytes, bytes]:

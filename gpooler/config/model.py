@@ -169,6 +169,11 @@ class Logging(Section):
     log_config: Bool = option(False, "Log the effective configuration at start and at reload.")
     log_session: Bool = option(True, "Log when clients and servers come and go.")
     log_query: Bool = option(False, "Log the text of every query.")
+    log_slow_ms: Ms = option(
+        0,
+        "Log requests that take so long or longer, with where their time went and how their text begins; "
+        "0 is off.",
+    )
     log_stats: Bool = option(True, "Log a line a route each stats_interval.")
     log_async: Bool = option(True, "Requests never wait for the log.", reload=Reload.RESTART)
     log_queue_depth: Positive = option(

@@ -18,6 +18,7 @@ from gpooler.config.values import (
     Number,
     OneOf,
     OptionalBool,
+    OptionalMs,
     OptionalPositive,
     OptionalSecret,
     OptionalSecrets,
@@ -219,6 +220,9 @@ class RuleBody(Section):
     )
     log_debug: Bool = option(False, "Debug lines of this rule's clients and servers.")
     log_query: Bool = option(False, "Log the queries of this rule's clients.")
+    log_slow_ms: OptionalMs = option(
+        None, "log_slow_ms of this rule's clients; unset: that of [logging], 0 is off.", example=1000
+    )
     options: Annotated[Mapping[str, str], Parameters(FORBIDDEN_OPTIONS)] = option(
         {},
         "Session parameters that replace what the client asks for at startup.",

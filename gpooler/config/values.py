@@ -508,6 +508,7 @@ class Anything(Kind):
 
 
 Ms = Annotated[int, Number("ms")]
+OptionalMs = Annotated[int | None, Number("ms")]
 Seconds = Annotated[int, Number("s")]
 Count = Annotated[int, Number()]
 Positive = Annotated[int, Number(least=1)]

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 import gevent
 
+from gpooler.config.model import Config
 from gpooler.config.words import Role
 from gpooler.console.acts import OPTIONS, Acts
 from gpooler.console.facts import View
@@ -34,6 +35,10 @@ ROWS_AT_ONCE: Final = 100  # made before others have their turn
 
 class Views(Protocol):
     """Where views come from: ``gather.Gatherer``."""
+
+    @property
+    def config(self) -> Callable[[], Config]:
+        """The configuration in force."""
 
     def view(self, needs: frozenset[Need], *, has_legacy_columns: bool) -> tuple[View, list[str]]:
         """A view for tables with these needs, and notices. Yields."""
@@ -84,7 +89,7 @@ class Answers:
         """The columns of its result before it is run; None when it has none. Raises ConsoleSyntaxError."""
         match statement:
             case Show(table=name) if name != HELP:
-                return TABLES[name].shape(self._settings.has_legacy_columns)
+                return TABLES[name].shape(self._views.config(), self._settings.has_legacy_columns)
             case ShowSetting(name=name):
                 self._known_setting(name)
                 return (Column(name, TEXT),)
@@ -128,9 +133,12 @@ class Answers:
     def _show(self, show: Show, values: Sequence[str | None]) -> Answer:
         spec = TABLES[show.table]
         is_legacy = self._settings.has_legacy_columns
-        columns = spec.shape(is_legacy)
+        columns = spec.shape(self._views.config(), is_legacy)
         selection = compile_show(show, columns, values)
         view, notices = self._views.view(spec.needs, has_legacy_columns=is_legacy)
+        if spec.shape(view.config, is_legacy) != columns:  # a reload came in between
+            columns = spec.shape(view.config, is_legacy)
+            selection = compile_show(show, columns, values)
         rows: Iterable[Row] = _in_turns(spec.rows(view))
         if not selection.is_everything:
             rows = selection.apply(rows)

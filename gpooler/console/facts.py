@@ -133,6 +133,22 @@ class CopyFact:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantileFact:
+    """A part ``q`` of what a pool did lasted no longer than ``us``. Without a name: of all measured ones."""
+
+    database: str | None
+    user: str | None
+    time: str  # query, transaction
+    q: str  # as ``quantile_text`` has it
+    us: int
+
+
+def quantile_text(q: float) -> str:
+    """A quantile as it is written in the name of a column."""
+    return f"{q:.12g}"
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFact:
     """A worker process."""
 
@@ -196,6 +212,7 @@ class View:
     statements: tuple[StatementFact, ...] = ()
     copies: tuple[CopyFact, ...] = ()
     workers: tuple[WorkerFact, ...] = ()
+    quantiles: tuple[QuantileFact, ...] = ()
     utilization: tuple[float, float] = (0.0, 0.0)  # CPU and memory of the host, in per cent
     has_legacy_columns: bool = False
 

@@ -16,6 +16,7 @@ from gpooler.console.facts import (
     CopyFact,
     HostFact,
     MemoryFact,
+    QuantileFact,
     RouteFact,
     RouteView,
     SocketFact,
@@ -26,6 +27,7 @@ from gpooler.console.facts import (
     of_cells,
 )
 from gpooler.console.spec import Need
+from gpooler.stats.quantiles import asked_for
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters, Totals
 
@@ -48,7 +50,7 @@ class Gatherer:
         asker: Asker,
     ) -> None:
         """``past``: what dead workers counted; ``source``: this worker's own facts."""
-        self._config = config
+        self.config = config
         self._admission = admission
         self._counters = counters
         self._past = past
@@ -80,12 +82,16 @@ class Gatherer:
         workers = of_all(Need.WORKERS, WorkerFact)
         utilization = _utilization() if Need.UTILIZATION in needs else (0.0, 0.0)
         known: list[RouteFact] = []
+        is_broker_missing = False
         if Need.ROUTES in needs:
             known, is_broker_missing = self._known_routes(missing)
             if is_broker_missing:
                 notices.append("the broker did not answer: averages are 0")
+        quantiles: tuple[QuantileFact, ...] = ()
+        if Need.QUANTILES in needs and not is_broker_missing and asked_for(self.config().rules):
+            quantiles = tuple(of_cells(QuantileFact, self._asker.broker(Need.QUANTILES.value)[0]))
         notices += [f"worker {number} did not answer: its rows are missing" for number in sorted(missing)]
-        config = self._config()
+        config = self.config()
         routes = self._route_views(config, known)
         process = self._totals().process()
         view = View(
@@ -103,6 +109,7 @@ class Gatherer:
             statements=_merged(statements),
             copies=copies,
             workers=tuple(sorted(workers, key=lambda fact: fact.worker)),
+            quantiles=quantiles,
             utilization=utilization,
             has_legacy_columns=has_legacy_columns,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 
+from gpooler.config.model import Config
 from gpooler.console.facts import View
 from gpooler.console.table import Columns, Row
 
@@ -21,20 +22,26 @@ class Need(Enum):
     COPIES = "copies"
     WORKERS = "workers"
     UTILIZATION = "utilization"
+    QUANTILES = "quantiles"
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One table. ``legacy`` columns stand behind the others for those who ask for them."""
+    """One table: its columns, those that the configuration makes, others ``behind`` them, and ``legacy`` ones
+    for those who ask for them.
+    """
 
     columns: Columns
     rows: Callable[[View], Iterable[Row]]
     needs: frozenset[Need] = frozenset()
     legacy: Columns = ()
+    varying: Callable[[Config], Columns] = lambda config: ()
+    behind: Columns = ()
 
-    def shape(self, has_legacy_columns: bool) -> Columns:
+    def shape(self, config: Config, has_legacy_columns: bool) -> Columns:
         """The columns of a session."""
-        return self.columns + self.legacy if has_legacy_columns else self.columns
+        found = self.columns + self.varying(config) + self.behind
+        return found + self.legacy if has_legacy_columns else found
 
 
 def seconds_and_rest(us: int) -> tuple[int, int]:

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from gpooler.config.model import DEFAULT, Rule
+from gpooler.config.model import DEFAULT, Config, Rule
 from gpooler.config.words import StorageType
-from gpooler.console.facts import AVERAGED, NOTHING, Block, RouteView, View
+from gpooler.console.facts import AVERAGED, NOTHING, Block, RouteView, View, quantile_text
 from gpooler.console.spec import Need, Spec, seconds_and_rest
-from gpooler.console.table import Cell, Row, columns
+from gpooler.console.table import Cell, Columns, Row, columns
 from gpooler.reasons import Reason
 from gpooler.stats.catalogue import NORMAL_ENDS
+from gpooler.stats.quantiles import MEASURED, asked_for
 from gpooler.stats.registry import ERROR_BASE, ProcessWord, RouteWord
 
 _TIMES: Final = {  # the word that each time is the mean of
@@ -22,6 +23,8 @@ _TIMES: Final = {  # the word that each time is the mean of
     RouteWord.WAIT_US: RouteWord.ASSIGNMENTS,
 }
 _ROUTES: Final = frozenset({Need.ROUTES})
+_MEASURED: Final = tuple(time.name.lower() for time in MEASURED)
+_INT4_MOST: Final = 2**31 - 1
 
 
 class Sums(NamedTuple):
@@ -158,13 +161,27 @@ def _pools(view: View) -> Iterator[Row]:
 def _pools_extended(view: View) -> Iterator[Row]:
     total = list(NOTHING)
     wait_us = 0
+    quantiles = {(fact.database, fact.user, fact.time, fact.q): fact.us for fact in view.quantiles}
+    asked = [(time, quantile_text(q)) for q in asked_for(view.config.rules) for time in _MEASURED]
+
+    def measured(database: str | None, user: str | None) -> Row:
+        return tuple(min(quantiles.get((database, user, *column), 0), _INT4_MOST) for column in asked)
+
     for pool in pools(view):
         yield (pool.database, pool.user, *_extended(pool.block, pool.wait_us, pool.rule.pool.value),
+               *measured(pool.database, pool.user),
                pool.rule.name, _size_of(view, pool.rule), *_beyond(pool.block))  # fmt: skip
         total = [one + other for one, other in zip(total, pool.block, strict=True)]
         wait_us = max(wait_us, pool.wait_us)
     aggregated = "aggregated"
-    yield aggregated, aggregated, *_extended(total, wait_us, aggregated), None, None, *_beyond(total)
+    yield (aggregated, aggregated, *_extended(total, wait_us, aggregated), *measured(None, None),
+           None, None, *_beyond(total))  # fmt: skip
+
+
+def _quantile_columns(config: Config) -> Columns:
+    """Those of all rules: a pool whose rule asks for one has them all."""
+    names = [f"{time}_{quantile_text(q)}" for q in asked_for(config.rules) for time in _MEASURED]
+    return columns(f"i: {' '.join(names)}")
 
 
 def _extended(block: Block, wait_us: int, mode: str) -> Row:
@@ -364,11 +381,12 @@ TABLES: Final = {
     "pools_extended": Spec(
         columns(
             "s: database user i: cl_active cl_waiting sv_active sv_idle sv_used sv_tested sv_login maxwait "
-            "maxwait_us s: pool_mode q: bytes_received bytes_sent tcp_conn_count s: rule i: pool_size "
-            f"q: {' '.join(_BEYOND)}"
+            "maxwait_us s: pool_mode q: bytes_received bytes_sent tcp_conn_count"
         ),
         _pools_extended,
-        _ROUTES,
+        _ROUTES | {Need.QUANTILES},
+        varying=_quantile_columns,
+        behind=columns(f"s: rule i: pool_size q: {' '.join(_BEYOND)}"),
     ),
     "databases": Spec(
         columns(

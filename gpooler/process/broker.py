@@ -20,7 +20,7 @@ from gpooler.config.certificates import expiries, expiry_warnings
 from gpooler.config.model import Config, Rule
 from gpooler.config.succession import base_name
 from gpooler.config.words import StorageType
-from gpooler.console.facts import AVERAGED, RouteFact, to_cells
+from gpooler.console.facts import AVERAGED, QuantileFact, RouteFact, quantile_text, to_cells
 from gpooler.console.spec import Need
 from gpooler.log import Logger
 from gpooler.logs.direct import Log
@@ -38,6 +38,7 @@ from gpooler.process.settings import log_settings
 from gpooler.routing.rules import is_of_database
 from gpooler.server.cancel import send_cancel
 from gpooler.stats.history import History
+from gpooler.stats.quantiles import asked_for
 from gpooler.stats.registry import MAX_ROUTES, ProcessWord
 from gpooler.stats.shared import SharedCounters, Totals
 from gpooler.stats.snapshot import NamedRoute, RouteName
@@ -46,7 +47,7 @@ from gpooler.stats.web import Web
 
 _READY_PAUSE_S = 0.05
 _DAY_S = 86_400
-ROUTES_AT_ONCE = 100  # in one message for the console
+FACTS_AT_ONCE = 100  # in one message for the console
 
 
 def run_broker(context: BrokerContext) -> int:
@@ -278,16 +279,25 @@ class Broker:
 
     def rows(self, what: str) -> Iterator[Sequence[tuple[str | int | None, ...]]]:
         """``broker.service.Master``."""
-        if what != Need.ROUTES.value:
-            return
-        routes = list(self._service.ledger.routes.values())
-        for at in range(0, len(routes), ROUTES_AT_ONCE):
-            yield [to_cells(self._route_fact(route)) for route in routes[at : at + ROUTES_AT_ONCE]]
+        facts: list[RouteFact | QuantileFact] = []
+        if what == Need.ROUTES.value:
+            facts.extend(self._route_fact(route) for route in self._service.ledger.routes.values())
+        elif what == Need.QUANTILES.value:
+            facts.extend(self._quantiles())
+        for at in range(0, len(facts), FACTS_AT_ONCE):
+            yield [to_cells(fact) for fact in facts[at : at + FACTS_AT_ONCE]]
 
     def _route_fact(self, route: Route) -> RouteFact:
         key = route.key
         before = self._history.before(route.route_id, [0] * len(AVERAGED))
         return RouteFact(route.route_id, key.rule, key.database, key.user, int(key.is_replication), *before)
+
+    def _quantiles(self) -> Iterator[QuantileFact]:
+        each, all_of_them = self._telemetry.quantiles(asked_for(self._config.rules))
+        for route, time, q, us in each:
+            yield QuantileFact(*route, time.name.lower(), quantile_text(q), int(us))
+        for time, q, us in all_of_them:
+            yield QuantileFact(None, None, time.name.lower(), quantile_text(q), int(us))
 
     def _remember(self) -> None:
         """What the console's averages are made of, each ``stats_interval``; without a console nothing."""

@@ -308,7 +308,10 @@ class Worker:
         names = None if rule is None else route.names_under(rule)
         if rule is None or names is None:
             self._relay.end_route(route.route_id)
-        if rule is None or rule is route.rule:
+        if rule is None:
+            return
+        if rule is route.rule:
+            self._tell_relay(route)  # of what other sections say
             return
         route.rule = rule
         if names is not None:
@@ -462,6 +465,7 @@ class Worker:
             pin_on_listen=rule.pool_pin_on_listen,
             state_check=CHECK_MODES[rule.session_state_check],
             log_query=rule.log_query or self._config.logging.log_query,
+            log_slow_ms=self._slow_ms(route),
             pool_timeout_ms=rule.pool_timeout,
             pool_ttl_s=rule.pool_ttl,
             reset_timeout_ms=rule.pool_reset_timeout_ms,
@@ -481,6 +485,13 @@ class Worker:
             if self._config.routing.virtual_processing and not route.is_replication
             else (),
         )
+
+    def _slow_ms(self, route: Route) -> int:
+        """Requests that take so long are logged; 0 for none. A replication connection has none that ends."""
+        if route.is_replication:
+            return 0
+        own = route.rule.log_slow_ms
+        return self._config.logging.log_slow_ms if own is None else own
 
     # -- the broker speaks
 

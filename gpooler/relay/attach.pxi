@@ -199,6 +199,8 @@ cdef void attach(Engine* e, Client* c, Server* s) noexcept nogil:
     s.flags &= ~<uint32_t> (HAS_ROLLED_BACK | HAS_DISCARDED | SYNC_SENT | CANCEL_ASKED | DEPLOY_FAILED
                             | PARSES_ANEW | ENDED_UNSEEN | AWAITS_TAG | HAS_PLACED | IS_CLEARED)
     c.flags &= ~<uint32_t> (HAS_SPOKEN | HAS_UNBOUND)
+    if r.slow_us:
+        slow_attached(e, c)
     if r.mode != MODE_SESSION:
         c.flags |= MAY_MEET_UNNAMED
     e.deploy_size = 0
@@ -279,6 +281,8 @@ cdef void unbind(Engine* e, Server* s) noexcept nogil:
     c.last_server = s
     c.last_generation = s.conn.generation
     c.wait_us = 0
+    if c.asked != NULL and not c.asked.is_measured:
+        slow_forget(c)
     s.client = NULL
     move(e, &c.conn, &r.idle, CLIENT_IDLE)
     move(e, &s.conn, &r.parked, SERVER_PARKED)
@@ -302,6 +306,7 @@ cdef void setup_done(Engine* e, Client* c) noexcept nogil:
     c.flags = (c.flags & ~<uint32_t> IN_SETUP) | IS_HELD
     if c.conn.route.maintain_params:
         c.startup = params_hold(c.params)
+    c.wait_us = 0
     if c.conn.route.mode != MODE_SESSION:
         unbind(e, s)
     raise_event(e, &c.conn, EVENT_READY)

@@ -369,6 +369,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             s.query_us = e.now_us
             if s.session.status == c'I' and not s.session.is_open:
                 s.begin_us = e.now_us
+        if r.slow_us:
+            slow_message(e, c, s, p, end, length)
         if r.mode != MODE_SESSION and (kind == c'P' or kind == c'B' or kind == c'D' or kind == c'C'):
             handling = prepared_message(e, c, s, &run, p, end, length)
             if handling == INCOMPLETE:
@@ -376,6 +378,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if handling == BLOCKED:
                 c.flags |= IS_BLOCKED
                 break
+            if c.asked != NULL and (handling == REPLACED or handling == HEADED):
+                slow_counted(c, s, kind)
             if handling == REPLACED:
                 if kind == c'P':
                     r.words[counters.ROUTE_CLIENT_PARSES] += 1
@@ -424,6 +428,8 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
             if c.flags & CHANGES_LEXIS and not c.scan.effects & EFFECT_SET:
                 pin(e, c, EFFECT_SET)   # it may be read otherwise than we did
         session_frontend(&s.session, kind, OWNER_CLIENT)
+        if c.asked != NULL:
+            slow_counted(c, s, kind)
         if kind == c'Q' or kind == c'E' or kind == c'F':
             r.words[counters.ROUTE_QUERIES] += 1
         c.conn.rx.kind = kind
@@ -699,6 +705,10 @@ cdef void probe(Engine* e, Client* c) noexcept nogil:
 
 cdef void client_unbind(Engine* e, Client* c) noexcept nogil:
     cdef Server* s = c.server
+    if c.asked != NULL:
+        if s != NULL:
+            slow_stop(e, c, s)
+        slow_end(e, c)
     if s == NULL:
         return
     s.client = NULL
@@ -806,6 +816,8 @@ cdef void conn_writable(Engine* e, Conn* conn) noexcept nogil:
     if conn.kind == KIND_CLIENT:
         c = <Client*> conn
         c.request_us = e.now_us
+        if c.asked != NULL:
+            slow_drained(e, c)
         if c.flags & CLOSE_WHEN_SENT and conn.state == CLIENT_LEAVING:
             if c.flags & IS_HALF_CLOSED:
                 client_leave(e, c, conn.reason)

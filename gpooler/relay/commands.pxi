@@ -259,6 +259,7 @@ cdef void do_change_route(Engine* e, Route* r, Route* new) noexcept nogil:
     r.can_rollback = new.can_rollback
     r.attach_check = new.attach_check
     r.log_query = new.log_query
+    r.slow_us = new.slow_us
     r.drops_old_plans = new.drops_old_plans
     r.max_copies = new.max_copies
     r.max_names_bytes = new.max_names_bytes
@@ -341,6 +342,9 @@ cdef void kill_server(Engine* e, Server* s, uint8_t reason) noexcept nogil:
     """End a server, and the connection of the client that has it."""
     cdef Client* c = s.client
     if c != NULL:
+        if c.asked != NULL:
+            slow_stop(e, c, s)
+            slow_end(e, c)
         s.client = NULL
         c.server = NULL
         if s.conn.rx.left and not s.flags & IS_SWALLOWING:

@@ -252,22 +252,29 @@ cdef void set_note(Conn* conn, const unsigned char* data, size_t size) noexcept 
 
 
 cdef void put_text(Engine* e, Conn* conn, const unsigned char* data, size_t size) noexcept nogil:
-    """A query text for the log: [size u32][client index u32][generation u32][text]."""
-    cdef uint32_t header[3]
+    """A query text for the log."""
+    put_record(e, conn, TEXT_QUERY, NULL, 0, data, min_size(size, TEXT_MAX))
+
+
+cdef void put_record(Engine* e, Conn* conn, uint32_t kind, const unsigned char* facts, size_t facts_size,
+                     const unsigned char* data, size_t size) noexcept nogil:
+    """For the log: [kind u32][size u32][client index u32][generation u32][facts][text]."""
+    cdef uint32_t header[4]
     cdef uint64_t at = e.texts_written
-    cdef size_t i, total
-    if size > TEXT_MAX:
-        size = TEXT_MAX
-    total = sizeof(header) + size
+    cdef size_t i, total = sizeof(header) + facts_size + size
     if at + total - e.texts_read > TEXT_RING:
         e.process_words[counters.PROCESS_TEXT_EVENTS_LOST] += 1
         return
-    header[0] = <uint32_t> size
-    header[1] = conn.index
-    header[2] = conn.generation
+    header[0] = kind
+    header[1] = <uint32_t> (facts_size + size)
+    header[2] = conn.index
+    header[3] = conn.generation
     for i in range(sizeof(header)):
         e.texts[(at + i) % TEXT_RING] = (<unsigned char*> header)[i]
     at += sizeof(header)
+    for i in range(facts_size):
+        e.texts[(at + i) % TEXT_RING] = facts[i]
+    at += facts_size
     for i in range(size):
         e.texts[(at + i) % TEXT_RING] = data[i]
     pthread_mutex_lock(&e.lock)
@@ -294,6 +301,8 @@ cdef void arm_out(Engine* e, Conn* conn, bint is_wanted) noexcept nogil:
     if is_wanted:
         event.events |= EPOLLOUT
         conn.flags |= IS_OUT_ARMED
+        if conn.kind == KIND_CLIENT and (<Client*> conn).asked != NULL:
+            (<Client*> conn).asked.queued_us = e.now_us
     else:
         conn.flags &= ~<uint16_t> IS_OUT_ARMED
     event.data.ptr = conn

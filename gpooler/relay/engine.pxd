@@ -57,6 +57,9 @@ cdef enum:
     SCRATCH = 65536                 # messages for a server that no client sent so
     TEXT_RING = 1048576             # bytes of query texts on their way to the log
     TEXT_MAX = 8192                 # of one query text
+    # slow.pxi: texts of so many requests of a client that are not answered yet, and so much of each
+    ASKED_TEXTS = 8
+    ASKED_TEXT = 2000
     WORKER_SHIFT = 22               # a synthetic process id: bit 30, eight bits worker, the client's index
     WORKER_MASK = 0xff
     SYNTHETIC_PID = 1 << 30
@@ -202,6 +205,45 @@ cdef enum EventBit:
     EVENT_CLOSING = 2048        # server: told to go, for the broker and the log
 
 
+cdef enum TextKind:             # of what waits for the log
+    TEXT_QUERY = 0
+    TEXT_SLOW = 1               # a SlowRecord, then text
+
+
+cdef struct SlowRecord:         # of one request; its text follows, head and tail
+    uint64_t wait_us
+    uint64_t server_us
+    uint64_t send_us
+    uint64_t server_id
+    uint32_t pid                # of PostgreSQL's process
+    uint32_t whole              # size of the text; head and tail are less where it is long
+    uint32_t head
+    uint32_t tail
+    uint8_t is_answered
+
+
+cdef struct AskedText:
+    uint32_t number             # of the request it belongs to, counted by sync points; 0 none
+    uint32_t whole
+    uint32_t head
+    uint32_t tail
+    unsigned char text[ASKED_TEXT]
+
+
+cdef struct Asked:              # what a client has asked for (slow.pxi)
+    uint64_t came_us            # the first request since attach, where it had to wait; 0 it had not
+    # the oldest request that is not answered went out, or the one before it was answered
+    uint64_t sent_us
+    uint64_t queued_us          # bytes for the client are queued since
+    uint64_t held_us            # … and were before, while the server worked on that request
+    uint32_t count              # sync points sent
+    uint32_t number             # of the request measured
+    uint8_t is_open             # a request has begun, and its sync point was not sent yet
+    uint8_t is_measured         # `record` is that of an answer that the client may not have yet
+    SlowRecord record
+    AskedText texts[ASKED_TEXTS]
+
+
 cdef struct Text:               # bytes that Python made for a route (malloc)
     unsigned char* data
     uint32_t size
@@ -268,6 +310,7 @@ cdef struct Client:
     uint64_t wait_us            # began to wait for a server; 0 not since the last request
     Names* prepared             # NULL before the first
     Chunk* request              # what it sent, until the answer begins; NULL: it cannot be sent again
+    Asked* asked                # for the slow-request log, while a request runs (malloc); NULL else
 
 
 cdef struct Server:
@@ -345,6 +388,7 @@ cdef struct Route:
     uint64_t query_timeout_us
     uint64_t transaction_timeout_us
     uint64_t notice_after_us
+    uint64_t slow_us            # requests that take so long are logged; 0 none
     Text discard_query          # with its NUL
     Text notice_waiting         # a whole message
     Text notice_served          # the body of one up to a number of milliseconds …

@@ -251,6 +251,8 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
         read_text(e, c, s, run, p, end, statement.body, statement.size, statement.effects)
     else:
         pin(e, c, statement.effects)
+    if c.asked != NULL and kind == c'B':
+        slow_text(c.asked, statement.body, statement.size, 0)
     need_copy(e, s, statement)
     began = e.scratch_used
     out_message(e, kind, length - 4 - <uint32_t> (stop + 1 - name) + STATEMENT_NAME)

@@ -15,8 +15,8 @@ from gpooler.relay.engine cimport (
     COMMAND_ROUTE, COMMAND_START_CLIENT, COMMAND_STOP, DISCARD_ALWAYS, DISCARD_DIRTY, DISCARD_NEVER,
     HAS_STRAY_COPIES, INDEX_MASK, MODE_SESSION, MODE_TRANSACTION,
     IN_SETUP, IS_READABLE, IS_REGISTERED, IS_UNIX, KIND_CLIENT, KIND_ROUTE, KIND_SERVER, SLAB, SYNTHETIC_PID,
-    TEXT_RING, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server, Text, clock_us,
-    conn_add, engine_new, engine_run,
+    TEXT_RING, TEXT_SLOW, WORKER_MASK, WORKER_SHIFT, Client, Command, Conn, Engine, Route, Server,
+    SlowRecord, Text, clock_us, conn_add, engine_new, engine_run,
 )
 from gpooler.relay.io cimport CHUNK, Chunk
 from gpooler.relay.listing cimport (
@@ -286,7 +286,8 @@ cdef class Relay:
                    bint can_cancel, bint can_rollback, bint attach_check, bint maintain_params,
                    bint adds_host, bint defers_begin, bint has_prepared, uint32_t max_copies,
                    uint64_t max_names_bytes, uint8_t session_state,
-                   bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t pool_timeout_ms,
+                   bint pin_on_listen, uint8_t state_check, bint log_query, uint64_t log_slow_ms,
+                   uint64_t pool_timeout_ms,
                    uint64_t pool_ttl_s, uint64_t reset_timeout_ms, uint64_t login_timeout_ms, uint32_t keep,
                    bytes discard_query, bint keeps_copies, bint resets_parameters, bint drops_old_plans,
                    uint64_t idle_timeout_s,
@@ -327,6 +328,7 @@ cdef class Relay:
         r.pin_on_listen = pin_on_listen
         r.state_check = state_check
         r.log_query = log_query
+        r.slow_us = log_slow_ms * 1000
         r.pool_timeout_us = pool_timeout_ms * 1000
         r.pool_ttl_us = pool_ttl_s * 1000000
         r.reset_timeout_us = reset_timeout_ms * 1000
@@ -693,9 +695,14 @@ cdef class Relay:
                 return result
 
     def texts(self):
-        """Query texts for the log since the last call: pairs of client handle and bytes."""
+        """What waits for the log since the last call: client handle, text, and what it is.
+
+        That is None for a query, and for a slow request the fields of a ``client.slow.Slow``.
+        """
         cdef list result = []
-        cdef uint32_t header[3]
+        cdef uint32_t header[4]
+        cdef SlowRecord slow
+        cdef size_t facts
         cdef uint64_t at = self.e.texts_read, end
         cdef size_t i
         cdef bytearray text
@@ -706,11 +713,21 @@ cdef class Relay:
             for i in range(sizeof(header)):
                 (<unsigned char*> header)[i] = self.e.texts[(at + i) % TEXT_RING]
             at += sizeof(header)
-            text = bytearray(header[0])
-            for i in range(header[0]):
-                text[i] = self.e.texts[(at + i) % TEXT_RING]
-            at += header[0]
-            result.append(((<uint64_t> header[2] << 32) | header[1], bytes(text)))
+            facts = sizeof(slow) if header[0] == TEXT_SLOW else 0
+            for i in range(facts):
+                (<unsigned char*> &slow)[i] = self.e.texts[(at + i) % TEXT_RING]
+            text = bytearray(header[1] - facts)
+            for i in range(header[1] - facts):
+                text[i] = self.e.texts[(at + facts + i) % TEXT_RING]
+            at += header[1]
+            result.append((
+                (<uint64_t> header[3] << 32) | header[2],
+                bytes(text),
+                None if not facts else (
+                    slow.wait_us, slow.server_us, slow.send_us, slow.server_id, slow.pid,
+                    bool(slow.is_answered), slow.whole, slow.head,
+                ),
+            ))
         self.e.texts_read = at
         return result
 

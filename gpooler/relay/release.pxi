@@ -320,6 +320,8 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
     s.conn.fd = -1
     s.conn.state = SERVER_CLOSED
     servers_active_gauge(r)
+    if c != NULL and c.asked != NULL:
+        slow_stop(e, c, s)
     session_free(&s.session)
     untouch(s)
     r.words[counters.ERROR_BASE + s.conn.reason] += 1
@@ -343,6 +345,8 @@ cdef void server_lost(Engine* e, Server* s) noexcept nogil:
         move(e, &c.conn, &r.idle, CLIENT_IDLE)
         client_work(e, c)
         return
+    if c.asked != NULL:
+        slow_end(e, c)
     if c.flags & IS_TERMINATED or c.flags & IS_HALF_CLOSED and c.conn.out.size == 0:
         client_leave(e, c, REASON_SERVER_LOST)
         return

@@ -226,6 +226,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
                                           and flush_pieces(e, c, pieces, &count) and add_host(e, c))
                 run = p
             if answered == OWNER_CLIENT:
+                if r.slow_us and c != NULL and not s.flags & PARSES_ANEW:
+                    slow_answered(e, c, s)
                 r.words[counters.ROUTE_QUERY_US] += e.now_us - s.query_us
                 observe(r.times + counters.TIME_QUERY * counters.HISTOGRAM_WORDS, e.now_us - s.query_us)
                 s.query_us = e.now_us
@@ -270,6 +272,8 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
             pieces[count].iov_len = p - run
             count += 1
         is_gone = not flush_pieces(e, c, pieces, &count)
+        if settled and c.asked != NULL:
+            slow_handed_over(e, c)
     if bad or not hold(e, &s.conn, p, end - p):
         server_broken(e, s)
         return

@@ -113,6 +113,15 @@ class Route:
             self.password = Secret.of_password(password)
 
     @property
+    def name(self) -> tuple[str, str]:
+        """Database and user as metrics and the console have them: the rule's, for default the server's."""
+        rule = self.rule
+        return (
+            self.database if rule.is_default_database else rule.database,
+            self.user if rule.is_default_user else rule.user,
+        )
+
+    @property
     def is_replication(self) -> bool:
         """Whether each server is opened for one replication client, and ends with it."""
         return self.key.is_replication

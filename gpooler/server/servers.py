@@ -437,12 +437,13 @@ class Servers:
         if self._is_session_logged:
             self._logger.info(f"server disconnected: {reason.label}", context="server", who=self._who(lease))
 
-    def whereabouts(self, handle: int) -> tuple[Address, Connector] | None:
-        """Where a server is, and how to get there; None when the handle is stale."""
+    def whereabouts(self, handle: int) -> tuple[Address, Connector, bool] | None:
+        """Where a server is, how to get there, its rule's ``log_debug``; None when the handle is stale."""
         lease = self.leases.get(handle)
         if lease is None or lease.address is None:
             return None
-        return lease.address, self._connectors[lease.route.rule.storage]
+        rule = lease.route.rule
+        return lease.address, self._connectors[rule.storage], rule.log_debug
 
     def close_all(self) -> None:
         """Told to go, all of them and those that are still being opened: the worker ends."""

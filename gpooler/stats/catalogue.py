@@ -184,7 +184,7 @@ PROCESS_COUNTERS: Final = (
         "lost_log_queries",
         "process.lost.text_events",
         ProcessWord.TEXT_EVENTS_LOST,
-        "Query texts the log had no room for.",
+        "Query texts and slow requests the log had no room for.",
     ),
 )
 

@@ -80,6 +80,16 @@ class Telemetry:
         )
         return render(scene, accept, pause)
 
+    def quantiles(
+        self, qs: tuple[float, ...]
+    ) -> tuple[tuple[Quantile, ...], tuple[tuple[Time, float, float], ...]]:
+        """These of each route whose rule asks for any, and of those together (time, q, us). Yields."""
+        pause = _Pause()
+        routes = [route for route in self._routes() if route.quantiles]
+        times = self._times(pause.between(routes))
+        each = self._windows.quantiles(times, {route.name: qs for route in routes})
+        return tuple(each), tuple(self._windows.over_all(times, qs))
+
     def _rotate(self) -> tuple[Quantile, ...]:
         """The quantiles of the windows that end now."""
         routes = [route for route in self._routes() if route.quantiles]

@@ -519,6 +519,40 @@ def test_log_query_holds_in_general_or_for_one_rule(postgres: Postgres, gpooler_
         assert gpooler.stop() == 0
 
 
+def asked(gpooler: Gpooler, client: RawClient, text: str) -> bool:
+    """Whether a query of this client is logged; one of another client is, and comes behind it."""
+    client.query(text)
+    with gpooler.raw() as other:
+        other.login(database="told")
+        other.query(f"SELECT 'behind {text}'")
+    wait_for(gpooler, f"behind {text}")
+    return any(line["message"] == text for line in records(gpooler))
+
+
+@pytest.mark.parametrize("where", ["in general", "for the rule"])
+def test_a_reload_of_log_query_reaches_clients_that_are_connected(
+    postgres: Postgres, gpooler_factory: Factory, where: str
+) -> None:
+    gpooler = gpooler_factory(
+        postgres, config={**JSON, "database": {"told": rule(log_query="yes"), "untold": rule()}}
+    )
+
+    def set_to(value: bool) -> None:
+        change = {"log_query": value}
+        if where == "in general":  # the rules stay as they are
+            gpooler.reload(config={"logging": change})
+        else:
+            gpooler.reload(config={"database": {"untold": {"user": {"default": change}}}})
+
+    with gpooler.raw() as client:
+        client.login(database="untold")
+        assert not asked(gpooler, client, "SELECT 1")
+        set_to(True)
+        assert asked(gpooler, client, "SELECT 2")
+        set_to(False)
+        assert not asked(gpooler, client, "SELECT 3")
+
+
 def test_log_stats_tells_what_each_route_did(postgres: Postgres, gpooler_factory: Factory) -> None:
     gpooler = gpooler_factory(
         postgres, config={"logging": {"log_format": "%c %u %d %m", "stats_interval": 1}}
@@ -599,6 +633,79 @@ def test_log_debug_of_a_rule_tells_of_its_clients_and_servers_alone(
     assert {line["client"]["id"] for line in told} == {client_id, None}
     assert len({line["server"]["id"] for line in told} - {None}) == 1
     assert len([line for line in told if line["client"]["id"]]) == 3
+
+
+def test_a_reload_turns_log_debug_of_a_rule_on_and_off(postgres: Postgres, gpooler_factory: Factory) -> None:
+    gpooler = gpooler_factory(postgres, config={**JSON, "database": {"one": rule(), "other": rule()}})
+
+    def told() -> set[str]:
+        """The databases whose clients' steps are logged now."""
+        before = len(records(gpooler))
+        for database in ("one", "other"):
+            with gpooler.raw() as client:
+                client.login(database=database)
+                client.terminate()
+        eventually(
+            lambda: (
+                [line["message"][:19] for line in records(gpooler)[before:]].count("client disconnected") == 2
+            )
+        )
+        seen = [line for line in records(gpooler)[before:] if line["level"] == "debug"]
+        return {line["client"]["database"] for line in seen} - {None}
+
+    assert told() == set()
+    gpooler.reload(config={"database": {"one": {"user": {"default": {"log_debug": True}}}}})
+    assert told() == {"one"}
+    gpooler.reload(
+        config={
+            "database": {
+                name: {"user": {"default": {"log_debug": name == "other"}}} for name in ("one", "other")
+            }
+        }
+    )
+    assert told() == {"other"}
+    gpooler.reload(config={"database": {"other": {"user": {"default": {"log_debug": False}}}}})
+    assert told() == set()
+
+
+def test_log_debug_of_a_rule_tells_of_its_refused_logins(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    secret = {"authentication": "clear_text", "password": "right"}
+    gpooler = gpooler_factory(
+        postgres,
+        config={**JSON, "database": {"told": rule(**secret, log_debug="yes"), "untold": rule(**secret)}},
+    )
+    for database in ("untold", "told"):
+        with gpooler.raw() as client, pytest.raises(ServerError):
+            client.login(database=database, password="wrong")
+    eventually(lambda: gpooler.log().count("login refused") == 2)
+    told = [line for line in records(gpooler) if line["level"] == "debug"]
+    assert {line["client"]["database"] for line in told} == {"told"}
+    assert told[-1]["message"] == "authentication: the client is asked"
+
+
+def test_log_debug_of_a_rule_tells_of_cancel_requests_for_its_servers(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    gpooler = gpooler_factory(
+        postgres, config={**JSON, "database": {"told": rule(log_debug="yes"), "untold": rule()}}
+    )
+    for database in ("untold", "told"):
+        with gpooler.raw() as client:
+            client.login(database=database)
+            client.send(query("SELECT pg_sleep(60)"))
+            eventually(lambda: "active" in [row.state for row in postgres.activity()])
+            with gpooler.raw() as canceller:
+                canceller.send(cancel_request(client.pid, client.key))
+                canceller.read_to_end()
+            assert error_of(client)["C"] == "57014"
+            client.read_until()
+            client.terminate()
+    eventually(lambda: gpooler.log().count("client disconnected") == 2)
+    (line,) = [line for line in records(gpooler) if line["context"] == "cancel"]
+    assert (line["level"], line["message"]) == ("debug", "cancel request delivered")
+    assert line["server"]["id"]
 
 
 def test_log_config_shows_the_configuration_in_force_without_secrets(

@@ -20,7 +20,7 @@ ROWS: Final = tuple(rows())
 
 # The options that are gpooler's own: one that is in neither list is not described at all.
 OWN: Final = """
-service.user service.drain_delay_ms
+service.user service.drain_delay_ms logging.log_slow_ms database.NAME.user.NAME.log_slow_ms
 limits.auth_threads limits.auth_queue_limit limits.auth_timeout_ms limits.auth_failure_delay_ms
 limits.auth_failure_max limits.auth_failure_ban_ms limits.auth_failure_trusted
 metrics.statsd_host metrics.statsd_port metrics.statsd_prefix metrics.prometheus_host
@@ -70,6 +70,8 @@ TOGETHER: Final = """
 [service]
 unix_socket_dir = "/tmp"
 unix_socket_mode = "0600"
+enable_online_restart = false
+bindwith_reuseport = false
 
 [logging]
 log_format = "%m"

@@ -18,6 +18,7 @@ from gpooler.console.facts import (
     BanFact,
     HostFact,
     MemoryFact,
+    QuantileFact,
     RouteFact,
     RouteView,
     SocketFact,
@@ -164,7 +165,7 @@ def route(
 
 def rows(table: str, of: View) -> list[dict[str, Cell]]:
     spec = TABLES[table]
-    names = [column.name for column in spec.shape(of.has_legacy_columns)]
+    names = [column.name for column in spec.shape(of.config, of.has_legacy_columns)]
     return [dict(zip(names, row, strict=True)) for row in spec.rows(of)]
 
 
@@ -193,13 +194,13 @@ def test_columns_begin_with_those_of_odyssey(table: str) -> None:
     assert [column.name for column in TABLES[table].columns][: len(wanted)] == wanted
 
 
-def test_every_table_is_in_the_help_and_in_the_documentation() -> None:
+def test_every_table_is_in_the_help_and_in_the_documentation(config: Config) -> None:
     text = (ROOT / "docs" / "console.md").read_text()
     for name in NAMES:
         assert f" {name.upper()}" in HELP_TEXT[0]
         assert name.upper() in text
     for spec in TABLES.values():
-        for column in spec.shape(True):
+        for column in spec.shape(config, True):
             assert f"`{column.name}`" in text, column.name
 
 
@@ -220,7 +221,7 @@ def test_every_table_has_rows_of_its_shape_and_types(table: str, config: Config)
     }  # fmt: skip
     for is_legacy in (False, True):
         spec, seen = TABLES[table], replace(of, has_legacy_columns=is_legacy)
-        shape = spec.shape(is_legacy)
+        shape = spec.shape(seen.config, is_legacy)
         for row in spec.rows(seen):
             assert len(row) == len(shape)
             for cell, column in zip(row, shape, strict=True):
@@ -257,6 +258,31 @@ def test_routes_of_one_name_are_one_pool(config: Config) -> None:
     assert (pool["maxwait"], pool["maxwait_us"]) == (2, 400_000)
     *_, aggregated = rows("pools_extended", view(config, routes=(one, other)))
     assert (aggregated["database"], aggregated["clients"]) == ("aggregated", 6)
+
+
+def test_pools_extended_has_a_column_for_each_quantile_of_any_rule() -> None:
+    config = load_text(
+        CONFIG.replace("pool_size = 7", "pool_size = 7\nquantiles = [0.99, 1]").replace(
+            "pool_size = 3", "pool_size = 3\nquantiles = [0.5]"
+        )
+    ).config
+    names = [column.name for column in TABLES["pools_extended"].shape(config, False)]
+    wanted = ["query_0.5", "transaction_0.5", "query_0.99", "transaction_0.99", "query_1", "transaction_1"]
+    assert names[len(ODYSSEY["pools_extended"].split()) :][: len(wanted) + 1] == [*wanted, "rule"]
+    of = view(
+        config,
+        routes=(route(config, "orders.default", "u"), route(config, "orders.batch", "batch")),
+        quantiles=(
+            QuantileFact("orders", "u", "query", "0.99", 1234),
+            QuantileFact("orders", "u", "transaction", "1", 2**40),
+            QuantileFact(None, None, "query", "0.99", 999),
+        ),
+    )
+    one, other, aggregated = rows("pools_extended", of)
+    assert [one[name] for name in wanted] == [0, 0, 1234, 0, 0, 2**31 - 1]
+    assert [other[name] for name in wanted] == [0] * 6
+    assert [aggregated[name] for name in wanted] == [0, 0, 999, 0, 0, 0]
+    assert (one["rule"], other["rule"]) == ("orders.default", "orders.batch")
 
 
 def test_databases_and_users_tell_limits_and_use(config: Config) -> None:

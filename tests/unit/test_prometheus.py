@@ -136,6 +136,19 @@ def test_there_is_a_pause_behind_each_route_of_each_family() -> None:
     assert len(pauses) >= 3 * (len(of_routes) - 1) > 60  # quantiles are few
 
 
+def test_quantiles_over_all_are_of_what_every_route_measured() -> None:
+    other = RouteName("other", "u")
+    windows = Windows()
+    start = {APP: {Time.QUERY: histogram(5000)}, other: {Time.QUERY: histogram()}}
+    assert not list(windows.over_all(start, (1.0,)))
+    windows.rotate(start)
+    assert not list(windows.over_all(start, (1.0,)))
+    now = {APP: {Time.QUERY: histogram(5000, 100, 100, 100)}, other: {Time.QUERY: histogram(70_000)}}
+    found = {q: us for _, q, us in windows.over_all(now, (0.5, 1.0))}
+    assert 96 <= found[0.5] <= 128
+    assert 65_536 <= found[1.0] <= 98_304
+
+
 def test_quantiles_are_those_of_the_last_one_to_two_intervals() -> None:
     windows = Windows()
     wanted = {APP: (0.5,)}
