@@ -11,6 +11,7 @@ from typing import Final
 
 from gpooler.auth.query_text import compile_query
 from gpooler.auth.scram import Verifier
+from gpooler.config.affinity import KINDS, parse_affinity
 from gpooler.config.model import DEFAULT, Document, ListenBody, StorageBody
 from gpooler.config.problems import KeyPath
 from gpooler.config.rule import GroupBody, RuleBody
@@ -457,6 +458,13 @@ def warnings(document: Document) -> Iterator[Finding]:
     logging = document.logging
     if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
         yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
+    affinity, workers = parse_affinity(document.performance.cpu_affinity), document.performance.workers
+    if affinity.foreign:
+        text = f"gpooler has no {', '.join(affinity.foreign)}, only {', '.join(KINDS)}"
+        yield Finding(("performance", "cpu_affinity"), text)
+    if isinstance(workers, int) and affinity.last_worker > workers:
+        text = f"there is no worker {affinity.last_worker}: workers is {workers}"
+        yield Finding(("performance", "cpu_affinity"), text, (("performance", "workers"),))
     if document.metrics.http_port is None and "prometheus_host" in document.metrics.model_fields_set:
         yield Finding(("metrics", "prometheus_host"), "has no effect without prometheus_port")
     for name, storage in document.storage.items():

@@ -5,6 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 
 from gpooler.auth.hba import Hba
+from gpooler.config.affinity import CpuAffinity
 from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.rule import (
     KEEPALIVE_MOST,
@@ -103,8 +104,10 @@ class Service(Section):
     """``[service]``: the process as the system sees it."""
 
     daemonize: Bool = not_built(False, "Detach from the terminal.", "let a service manager start gpooler")
-    priority: Annotated[int, Number(least=-20, most=19)] = not_built(
-        0, "Nice value of all processes.", "start gpooler with nice"
+    priority: Annotated[int, Number(least=-20, most=19)] = option(
+        0,
+        "Nice value of all processes, set before root is given up; 0 leaves it as it is at the start.",
+        reload=Reload.RESTART,
     )
     user: OptionalStr = option(
         None,
@@ -228,7 +231,13 @@ class Performance(Section):
     keepalive_usr_timeout: Annotated[int, Number("ms", least=USR_TIMEOUT_LEAST)] = option(
         0, "TCP_USER_TIMEOUT; 0 is the system's, -1 is computed from the three above."
     )
-    cpu_affinity: Str = not_built("off", "Cores of the processes.", "use taskset or the service manager")
+    cpu_affinity: Annotated[str, CpuAffinity()] = option(
+        "off",
+        "Cores of the processes. auto: each worker on one of those that gpooler may use, in turn; or rules "
+        'for workers, the broker and the master, such as "worker:0-3,8;worker[2]:1;broker:0;master:0": '
+        "a number in brackets is a worker's, from 1, and goes before what is said of all of them.",
+        reload=Reload.RESTART,
+    )
 
     def worker_count(self, cores: int) -> int:
         """Worker processes on a machine with ``cores`` usable cores."""

@@ -17,8 +17,9 @@ from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
 from gpooler.net.listen import Listener
+from gpooler.process.affinity import Cores
 from gpooler.process.arbiter import Arbiter, EntryPoints
-from gpooler.process.context import EXIT_BOOT
+from gpooler.process.context import EXIT_BOOT, BrokerContext, WorkerContext
 from gpooler.process.listeners import bind, bind_metrics
 from gpooler.process.pidfile import PidFile
 from gpooler.process.privileges import drop
@@ -70,8 +71,11 @@ def _launch(
         listeners = bind(config, config.listen, given_sockets())
         metrics_listeners = bind_metrics(config)
         pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        _set_priority(config.service.priority)
+        cores = Cores(config.performance.cpu_affinity)
+        cores.take_master()
         _drop_privileges(config, listeners)
-        workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
+        workers = config.performance.worker_count(len(cores.allowed))
         status = Arbiter(
             config,
             config_path=config_path.absolute(),
@@ -79,7 +83,7 @@ def _launch(
             listeners=listeners,
             log=log,
             log_settings=settings,
-            entries=entries,
+            entries=_on_cores(entries, cores),
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
             metrics_listeners=metrics_listeners,
@@ -96,6 +100,29 @@ def _launch(
             pid_file.release()
     logger.info(f"gpooler ends with status {status}", context="master")
     return status
+
+
+def _set_priority(priority: int) -> None:
+    """Of this process, so of all that it forks. Raises ConfigurationError."""
+    try:
+        if priority:
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
+    except OSError as error:
+        raise ConfigurationError(f"could not set priority {priority}: {error.strerror}") from error
+
+
+def _on_cores(entries: EntryPoints, cores: Cores) -> EntryPoints:
+    """The same, each on its cores."""
+
+    def run_worker(context: WorkerContext) -> int:
+        cores.take_child(context.worker, context.log)
+        return entries.run_worker(context)
+
+    def run_broker(context: BrokerContext) -> int:
+        cores.take_child(None, context.log)
+        return entries.run_broker(context)
+
+    return EntryPoints(run_worker, run_broker)
 
 
 def _drop_privileges(config: Config, listeners: list[Listener]) -> None:
