@@ -456,7 +456,10 @@ def warnings(document: Document) -> Iterator[Finding]:
     if document.service.online_restart_drop_options is not None:
         yield Finding(("service", "online_restart_drop_options"), "is the old name of conn_drop_options")
     logging = document.logging
-    if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
+    if document.service.daemonize and not (logging.log_file or logging.log_syslog):
+        text = "leaves no log: it has no standard output; set log_file or log_syslog"
+        yield Finding(("service", "daemonize"), text)
+    elif not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
         yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
     affinity, workers = parse_affinity(document.performance.cpu_affinity), document.performance.workers
     if affinity.foreign:

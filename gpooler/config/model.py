@@ -103,7 +103,12 @@ class DropOptions(Section):
 class Service(Section):
     """``[service]``: the process as the system sees it."""
 
-    daemonize: Bool = not_built(False, "Detach from the terminal.", "let a service manager start gpooler")
+    daemonize: Bool = option(
+        False,
+        "Detach from the terminal; the command ends when gpooler serves. Wants log_file or log_syslog: "
+        "nothing is written to the standard output. Ignored under a service manager (NOTIFY_SOCKET).",
+        reload=Reload.RESTART,
+    )
     priority: Annotated[int, Number(least=-20, most=19)] = option(
         0,
         "Nice value of all processes, set before root is given up; 0 leaves it as it is at the start.",

@@ -102,6 +102,7 @@ class Arbiter:
         pid_file: PidFile | None = None,
         is_debug: bool = False,
         metrics_listeners: Sequence[Listener] = (),
+        on_serving: Callable[[], None] = lambda: None,
     ) -> None:
         self._changes = Changes(
             config,
@@ -121,6 +122,7 @@ class Arbiter:
         self._mock_key = os.urandom(MOCK_KEY_BYTES)
         self._failures = FailureTable(workers)
         self._metrics_listeners = tuple(metrics_listeners)
+        self._on_serving = on_serving
         self._phase = Phase.BOOTING
         self._status = EXIT_OK
         self._incarnation = 0
@@ -331,6 +333,7 @@ class Arbiter:
         self._family.past.set_process(ProcessWord.PHASE, phase)
         if phase == Phase.SERVING:
             self._manager.ready(self._serving())
+            self._on_serving()
         elif phase in (Phase.LEAVING, Phase.ENDED):
             self._manager.stopping("draining" if phase == Phase.LEAVING else "ending")
 

@@ -3,6 +3,8 @@
 import os
 import resource
 import sys
+import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
+from gpooler.config.problems import Problem
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
@@ -20,6 +23,7 @@ from gpooler.net.listen import Listener
 from gpooler.process.affinity import Cores
 from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT, BrokerContext, WorkerContext
+from gpooler.process.daemon import Starter, detach, manager_variable
 from gpooler.process.listeners import bind, bind_metrics
 from gpooler.process.pidfile import PidFile
 from gpooler.process.privileges import drop
@@ -42,17 +46,47 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return EXIT_CONFIG
+    starter: Starter | None = None
+    if loaded.config.service.daemonize:
+        if variable := manager_variable():
+            loaded = _without_daemonize(config_path, loaded, variable)
+        elif isinstance(found := detach(), int):
+            return found
+        else:
+            starter = found
     setproctitle.setproctitle("gpooler: master")
     settings = log_settings(loaded.config)
     log = open_direct(settings)
     try:
-        return _launch(config_path, loaded, settings, log, entries)
+        return _launch(config_path, loaded, settings, log, entries, starter)
+    except Exception:
+        if starter is not None:  # who would see it otherwise?
+            log.logger.fatal(f"uncaught exception: {traceback.format_exc()}", context="master")
+        raise
     finally:
         log.close()
 
 
+def _without_daemonize(config_path: Path, loaded: Loaded, variable: str) -> Loaded:
+    """The same for a process that a service manager watches."""
+    config = loaded.config
+    text = f"is ignored: a service manager watches this process ({variable} is set)"
+    warning = Problem(str(config_path), None, "service.daemonize", text)
+    service = config.service.model_copy(update={"daemonize": False})
+    return replace(
+        loaded,
+        config=config.model_copy(update={"service": service}),
+        warnings=(*loaded.warnings, warning),
+    )
+
+
 def _launch(
-    config_path: Path, loaded: Loaded, settings: LogSettings, log: DirectLog, entries: EntryPoints
+    config_path: Path,
+    loaded: Loaded,
+    settings: LogSettings,
+    log: DirectLog,
+    entries: EntryPoints,
+    starter: Starter | None,
 ) -> int:
     config = loaded.config
     logger = log.logger
@@ -76,6 +110,8 @@ def _launch(
         cores.take_master()
         _drop_privileges(config, listeners)
         workers = config.performance.worker_count(len(cores.allowed))
+        if starter is not None:
+            starter.leave_terminal()
         status = Arbiter(
             config,
             config_path=config_path.absolute(),
@@ -83,10 +119,11 @@ def _launch(
             listeners=listeners,
             log=log,
             log_settings=settings,
-            entries=_on_cores(entries, cores),
+            entries=_prepared(entries, cores, starter),
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
             metrics_listeners=metrics_listeners,
+            on_serving=starter.serving if starter is not None else lambda: None,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
@@ -111,15 +148,20 @@ def _set_priority(priority: int) -> None:
         raise ConfigurationError(f"could not set priority {priority}: {error.strerror}") from error
 
 
-def _on_cores(entries: EntryPoints, cores: Cores) -> EntryPoints:
-    """The same, each on its cores."""
+def _prepared(entries: EntryPoints, cores: Cores, starter: Starter | None) -> EntryPoints:
+    """The same, each on its cores, and without what is the master's alone."""
+
+    def prepare(worker: int | None, settings: LogSettings) -> None:
+        if starter is not None:
+            starter.forget()
+        cores.take_child(worker, settings)
 
     def run_worker(context: WorkerContext) -> int:
-        cores.take_child(context.worker, context.log)
+        prepare(context.worker, context.log)
         return entries.run_worker(context)
 
     def run_broker(context: BrokerContext) -> int:
-        cores.take_child(None, context.log)
+        prepare(None, context.log)
         return entries.run_broker(context)
 
     return EntryPoints(run_worker, run_broker)
