@@ -79,6 +79,7 @@ class Names:
 def errors(document: Document, names: Names) -> Iterator[Finding]:
     """What makes ``document`` unusable."""
     yield from _service(document)
+    yield from _soft_oom(document)
     yield from _listeners(document)
     yield from _metrics(document)
     yield from _storages(document)
@@ -125,6 +126,13 @@ def _service(document: Document) -> Iterator[Finding]:
     if service.online_restart_drop_options and "conn_drop_options" in service.model_fields_set:
         path = ("service", "online_restart_drop_options")
         yield Finding(path, "is the old name of conn_drop_options: give one of the two")
+
+
+def _soft_oom(document: Document) -> Iterator[Finding]:
+    options = document.soft_oom
+    if options is not None and options.drop is not None and not options.process:
+        text = "needs process: a signal goes only to processes of that name"
+        yield Finding(("soft_oom", "drop"), text, (("soft_oom", "process"),))
 
 
 def _listeners(document: Document) -> Iterator[Finding]:

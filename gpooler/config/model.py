@@ -36,6 +36,7 @@ from gpooler.config.values import (
     Port,
     Positive,
     Secret,
+    SignalName,
     Size,
     SocketPath,
     Str,
@@ -78,6 +79,8 @@ __all__ = [
     "Secret",
     "Service",
     "SharedPool",
+    "SoftOom",
+    "SoftOomDrop",
     "Storage",
     "Tls",
 ]
@@ -86,6 +89,7 @@ DEFAULT = "default"
 CLIENTS_ROUTING_PER_WORKER = 64
 CANCELS_PER_WORKER = 2
 STACK_PAGES_LEAST = 4
+COMM_MOST = 15  # characters of a process' name that the kernel keeps
 DEPRECATED = "deprecated in Odyssey"
 NO_EFFECT = "gpooler has nothing it could mean for"
 HOSTS_ADVICE = "a storage has one host"
@@ -401,17 +405,33 @@ class QueryParsingOptions(Section):
 class SoftOomDrop(Section):
     """``[soft_oom.drop]``."""
 
-    signal: Str = not_built("SIGTERM", "Signal for the largest processes.")
-    max_rate: Positive = not_built(3, "How many a check.")
+    signal: Annotated[str, SignalName()] = option(
+        "SIGTERM", "With or without SIG. SIGKILL of one PostgreSQL process restarts the whole server."
+    )
+    max_rate: Positive = option(3, "How many processes at each check.")
 
 
 class SoftOom(Section):
     """``[soft_oom]``: refuse new clients while memory is short."""
 
-    limit: Annotated[int, Size()] = required("Above it new clients are refused.", placeholder=1)
-    process: Annotated[str, FreeText()] = not_built("", "Part of the name of the processes counted.")
-    check_interval_ms: Annotated[int, Number("ms", least=1)] = not_built(1000, "Sampling period.")
-    drop: SoftOomDrop | None = not_built(None, "Send the largest processes a signal.")
+    limit: Annotated[int, Size()] = required(
+        "Above it new clients get FATAL 53200 when they have proved who they are; "
+        "those of the console come in.",
+        placeholder=1,
+        example="12GB",
+    )
+    process: Annotated[str, FreeText(COMM_MOST)] = option(
+        "",
+        "The memory (PSS) of all processes counts that have this in their names, as ps -o comm shows them; "
+        "empty: what the machine has in use, all but what is available.",
+        example="postgres",
+    )
+    check_interval_ms: Annotated[int, Number("ms", least=1)] = option(1000, "How often that is looked at.")
+    drop: SoftOomDrop | None = option(
+        None,
+        "While memory is short, send a signal to the largest of these processes. Needs process. Never to one "
+        "that has others of them as children, nor to gpooler's master and broker.",
+    )
 
 
 class ListenBody(Section):
@@ -623,9 +643,7 @@ class Document(Section):
     metrics: Metrics = option(Metrics(), "Where metrics go.")
     routing: Routing = option(Routing(), "How a client finds its rule.")
     query_parsing: QueryParsingOptions = option(QueryParsingOptions(), "SQL understood in passing.")
-    soft_oom: SoftOom | None = not_built(
-        None, "Refuse new clients while memory is short.", "remove the section"
-    )
+    soft_oom: SoftOom | None = option(None, "Refuse new clients while memory is short.")
     listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.")
     storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.SERVER)
     shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.")
@@ -702,6 +720,7 @@ class Config(Section):
     ldap_endpoint: Mapping[str, LdapEndpoint]
     rules: tuple[Rule, ...]  # in the order of the file
     hba: Hba | None = None
+    soft_oom: SoftOom | None = None
     # what reloads have left (config/succession.py): rules for clients of another kind than new ones are …
     retired: tuple[Rule, ...] = ()
     removed: tuple[Rule, ...] = ()  # … and rules whose clients are sent away
