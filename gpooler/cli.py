@@ -1,4 +1,4 @@
-"""The command line: ``gpooler run``, ``gpooler check`` and ``gpooler reload``."""
+"""The command line: ``gpooler run``, ``check``, ``reload`` and ``restart``."""
 
 import argparse
 import contextlib
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gpooler import __version__
 from gpooler.config.affinity import parse_affinity
@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_OK
         return status
     if options.command == "reload":
-        return reload(config_path, options.pid, is_dry_run=options.dry_run)
+        return ask_master(config_path, options.pid, {"do": "reload", "is_dry_run": options.dry_run})
+    if options.command == "restart":
+        return ask_master(config_path, options.pid, {"do": "restart"})
     # The master and all below it are built for a run alone; a check needs no compiled module.
     from gpooler.process.master import run
 
@@ -65,14 +67,12 @@ def check(path: Path, *, is_effective: bool) -> int:
     return EXIT_OK
 
 
-def reload(path: Path, pid: int | None, *, is_dry_run: bool) -> int:
-    """Have the running gpooler read its configuration again, and say what that changed; 1 when it refuses."""
+def ask_master(path: Path, pid: int | None, request: dict[str, Any]) -> int:
+    """Have the running gpooler do something, and print what it says; 1 when it refuses."""
     from gpooler.process.admin import AdminError, ask
 
     try:
-        status, text = ask(
-            _running_pid(path) if pid is None else pid, {"do": "reload", "is_dry_run": is_dry_run}
-        )
+        status, text = ask(_running_pid(path) if pid is None else pid, request)
     except (AdminError, ConfigError) as error:
         for problem in getattr(error, "problems", [error]):
             print(f"error: {problem}", file=sys.stderr)
@@ -103,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     reload_parser = commands.add_parser(
         "reload", help="have the running gpooler read its configuration again"
     )
-    for command in (run_parser, check_parser, reload_parser):
+    restart_parser = commands.add_parser(
+        "restart", help="have a new gpooler take over from the running one, unnoticed by clients"
+    )
+    for command in (run_parser, check_parser, reload_parser, restart_parser):
         command.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
     check_parser.add_argument(
         "--effective", action="store_true", help="print the resulting configuration, without secrets"
@@ -111,5 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     reload_parser.add_argument(
         "--dry-run", action="store_true", help="only say what would change, and for whom"
     )
-    reload_parser.add_argument("--pid", type=int, help="of the master; unset: as service.pid_file says")
+    for command in (reload_parser, restart_parser):
+        command.add_argument("--pid", type=int, help="of the master; unset: as service.pid_file says")
     return parser

@@ -24,9 +24,11 @@ IPV6_PREFIX: Final = 64  # what one customer is given: within it addresses are f
 
 
 class FailureTable:
-    """The shared memory. The master makes it before it forks; ``part`` is of the worker of that number."""
+    """The shared memory. The master makes it before it forks; each worker has a part, by its number."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, first: int = 1) -> None:
+        """For the workers from number ``first`` on."""
+        self._first = first
         self._map = mmap.mmap(-1, workers * PART * 8)
         self._words = memoryview(self._map).cast("Q")
         self._workers = workers
@@ -37,7 +39,7 @@ class FailureTable:
 
     def bans(self, worker: int, now_us: int) -> list[tuple[int, int, int]]:
         """Bans that a worker, or one before it of its number, has set: key, failures, until when."""
-        start = (worker - 1) * PART
+        start = (worker - self._first) * PART
         entries = (self._read(at) for at in range(start, start + PART, ENTRY))
         return [
             (entry[KEY], entry[COUNT], entry[BANNED_UNTIL_US])
@@ -65,11 +67,15 @@ class FailureTable:
 
     def _entries(self, key: int) -> list[list[int]]:
         """The entries of ``key`` in all parts."""
-        places = (at for worker in range(1, self._workers + 1) for at in self._bucket(worker, key))
+        places = (
+            at
+            for worker in range(self._first, self._first + self._workers)
+            for at in self._bucket(worker, key)
+        )
         return [entry for at in places if self._words[at] == key and (entry := self._read(at))[KEY] == key]
 
     def _bucket(self, worker: int, key: int) -> range:
-        start = (worker - 1) * PART + key % BUCKETS * WAYS * ENTRY
+        start = (worker - self._first) * PART + key % BUCKETS * WAYS * ENTRY
         return range(start, start + WAYS * ENTRY, ENTRY)
 
     def _read(self, at: int) -> list[int]:

@@ -153,7 +153,7 @@ class BrokerClient:
             self._worker.on_broker_nonsense(traceback.format_exc())
         self._is_attached = False
         self._worker.on_broker_gone()
-        self._logger.error("the broker is gone; servers already leased go on", context="broker")
+        self._logger.info("the broker is gone; servers already leased go on", context="broker")
 
     def _on_message(self, message: Message, fds: list[int]) -> None:
         # The route exists before whoever asked for it runs: the next message may be about it.

@@ -132,15 +132,16 @@ class Ledger:
         """The master kept this server; to be told before ``serve``. Ended unless a worker reports it."""
         self._inherited[name] = server
 
-    def serve(self, now_us: int, is_first: bool, first_new_id: int = 0) -> list[Act]:
-        """Every worker that lives has been attached. ``is_first``: there was no broker before.
+    def serve(self, now_us: int, is_settled: bool, first_new_id: int = 0) -> list[Act]:
+        """Every worker that lives has been attached. ``is_settled``: no server ends
+        that nobody will report, as there was no broker before, or it ended in peace.
 
         ``first_new_id``: lower route ids may have been given out by an earlier broker.
         """
         self._is_idle = False
         self._book.is_serving = True
         self._book.first_new_id = first_new_id
-        self._must_settle = not is_first
+        self._must_settle = not is_settled
         self._begin_if_ready(now_us)
         return self._book.take_acts()
 

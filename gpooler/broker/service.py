@@ -113,9 +113,9 @@ class BrokerService:
         self._inherited[name] = fd
         self.ledger.inherit(name, server)
 
-    def serve(self, is_first: bool, first_new_id: int = 0) -> None:
+    def serve(self, is_settled: bool, first_new_id: int = 0) -> None:
         """Every worker that lives has been attached; the arguments are those of ``Ledger.serve``."""
-        self._apply(self.ledger.serve(monotonic_us(), is_first, first_new_id), [])
+        self._apply(self.ledger.serve(monotonic_us(), is_settled, first_new_id), [])
 
     def configure(
         self,

@@ -150,21 +150,28 @@ class Clients:
         watcher.start(self._entrance.poll)
         for server in self._servers.values():
             server.start()
-        self._counters.set_process(ProcessWord.LISTENING, 1)
+        self._counters.set_process(ProcessWord.LISTENING, int(bool(self._servers)))
 
-    def drain(self) -> None:
-        """Accept no more, and refuse who is still logging in. When every process has closed the listeners,
-        the kernel refuses clients.
+    def drain(self, *, lets_in: bool) -> None:
+        """Accept no more, and refuse who is still logging in unless ``lets_in``.
+
+        When every process has closed the listeners, the kernel refuses clients.
         """
         assert self.login is not None
-        self.login.is_draining = True
-        if self._express is not None:
-            self._express.forget()
+        if not lets_in:
+            self.login.is_draining = True
+            if self._express is not None:
+                self._express.forget()
         self._counters.set_process(ProcessWord.LISTENING, 0)
         for listener, server in self._servers.items():
             server.close()
             listener.socket.close()
         self._servers = {}
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether anybody is logging in."""
+        return self._entrance is not None and len(self._entrance) > 0
 
     def listen(self, listener: Listener) -> None:
         """Accept there, too."""
@@ -174,6 +181,8 @@ class Clients:
             server.start()
             if self._is_paused:
                 server.stop_accepting()
+            else:
+                self._counters.set_process(ProcessWord.LISTENING, 1)
 
     def _acceptor(self, listener: Listener) -> Callable[[int], None]:
         def accept(fd: int) -> None:

@@ -1,8 +1,8 @@
 """The text of ``cpu_affinity``: which processes run on which cores. Pure.
 
 ``off``; ``auto``: each worker on one core of those allowed, in turn; or rules with ``;`` between them,
-``worker:0-3,8;worker[2]:1;broker:0;master:0``. A number in brackets is a worker's, as its title and the log
-have it: from 1. What is said of one worker goes before what is said of all.
+``worker:0-3,8;worker[2]:1;broker:0;master:0``. ``worker[2]`` is the second worker: its number in the log, but
+for gpoolers that an online restart has made. What is said of one worker goes before what is said of all.
 """
 
 import re

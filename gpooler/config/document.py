@@ -296,12 +296,6 @@ def _departures() -> str:
             for item in _unique(TABLE)
             if item.about.departure
         ),
-        "\nBecause the feature is not built yet; `gpooler check --effective` marks them.\n",
-        *(
-            f"- {_both_defaults(item)}."
-            for item in _unique(TABLE)
-            if item.about.status is Status.NOT_BUILT and item.about.odyssey is not UNSET
-        ),
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
-from gpooler.config.field import UNSET, Status, about
+from gpooler.config.field import Status, about
 from gpooler.config.model import Config, Rule
 from gpooler.config.options import kind_of, submodel
 from gpooler.config.problems import KeyPath, key_text
@@ -102,11 +102,9 @@ def _entries(table: Section) -> Iterator[tuple[str, Any, str]]:
         if row.status is Status.IGNORED or (value is None and not isinstance(kind_of(field), Network)):
             continue
         comment = ""
-        if row.status is Status.NOT_BUILT and row.odyssey is not UNSET:
-            comment = "not built yet"
         secrets = value if isinstance(value, tuple) else (value,)
         if any(isinstance(secret, Secret) and not secret.source for secret in secrets):
-            comment = comment or "not shown"
+            comment = "not shown"
         if not isinstance(value, Mapping):
             yield name, plain_value(value, is_mode=isinstance(kind_of(field), FileMode)), comment
 

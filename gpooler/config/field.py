@@ -67,11 +67,9 @@ def ignored(default: Any, help: str, why: str) -> Any:
     return _field(default, About(help, Status.IGNORED, why, UNSET, "", Reload.RELOAD, UNSET, UNSET))
 
 
-def not_built(
-    inert: Any, help: str, advice: str = REMOVE_IT, *, odyssey: Any = UNSET, reload: Reload = Reload.RELOAD
-) -> Any:
-    """An option whose every value but ``inert`` is refused; ``odyssey`` is what its default will be."""
-    return _field(inert, About(help, Status.NOT_BUILT, advice, odyssey, "", reload, UNSET, UNSET))
+def not_built(inert: Any, help: str, advice: str = REMOVE_IT, *, reload: Reload = Reload.RELOAD) -> Any:
+    """An option whose every value but ``inert`` is refused."""
+    return _field(inert, About(help, Status.NOT_BUILT, advice, UNSET, "", reload, UNSET, UNSET))
 
 
 def _field(default: Any, about: About) -> Any:

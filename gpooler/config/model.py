@@ -137,7 +137,7 @@ class Service(Section):
     unix_socket_mode: Annotated[int | None, FileMode()] = option(
         None, "Permissions of the listeners' sockets.", reload=Reload.RESTART, example="0666"
     )
-    enable_online_restart: Bool = not_built(False, "Allow a restart by SIGUSR2.", odyssey=True)
+    enable_online_restart: Bool = option(True, "Allow a restart by SIGUSR2 that nobody feels.")
     bindwith_reuseport: Bool = option(
         True, "Bind listeners with SO_REUSEPORT, so that two gpoolers may overlap.", reload=Reload.RESTART
     )
@@ -244,7 +244,7 @@ class Performance(Section):
         "off",
         "Cores of the processes. auto: each worker on one of those that gpooler may use, in turn; or rules "
         'for workers, the broker and the master, such as "worker:0-3,8;worker[2]:1;broker:0;master:0": '
-        "a number in brackets is a worker's, from 1, and goes before what is said of all of them.",
+        "worker[2] is the second worker, and goes before what is said of all of them.",
         reload=Reload.RESTART,
     )
 

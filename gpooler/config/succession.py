@@ -3,7 +3,7 @@
 Rules go on under their names, so that routes, servers and clients find themselves in the new one. Where a
 rule's clients could not go on as they are (``Reload.SESSION``: another kind of pool), the new rule gets a
 name of its own, ``order_app.default#2``, and the old one stays for those that are connected: *retired*.
-What needs a restart stays as it was.
+What needs a restart stays as it was, unless it is one (``process/handover.py``).
 """
 
 import re
@@ -20,10 +20,11 @@ SECTIONS: Final = ("service", "logging", "performance", "limits", "metrics", "ro
 _EDITION: Final = re.compile(r"#(\d+)$")  # a key that has one in the file is quoted, and ends with the quote
 
 
-def succeed(old: Config, new: Config) -> Config:
-    """``new`` as it comes into force behind ``old``."""
+def succeed(old: Config, new: Config, *, is_restart: bool = False) -> Config:
+    """``new`` as it comes into force behind ``old``; in new processes, if ``is_restart``."""
     sections: dict[str, Any] = {
-        name: _keep_fixed(getattr(old, name), getattr(new, name)) for name in SECTIONS
+        name: getattr(new, name) if is_restart else _keep_fixed(getattr(old, name), getattr(new, name))
+        for name in SECTIONS
     }
     known: dict[str, list[Rule]] = {}
     for rule in (*old.rules, *old.retired, *old.removed):

@@ -60,6 +60,12 @@ class Listener:
                 _unlink(self.host + ".lock")
             os.close(self.lock_fd)
 
+    def abandon(self) -> None:
+        """Close our copies: another process goes on with socket and files."""
+        self.socket.close()
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+
 
 def bind_listeners(
     specs: Iterable[ListenSpec],
@@ -68,16 +74,16 @@ def bind_listeners(
     unix_socket_mode: int | None = None,
     is_reuseport: bool = False,
     options: Sequence[Option] = (),
-    given: Sequence[socket.socket] = (),
+    given: list[socket.socket] | None = None,
 ) -> list[Listener]:
     """Bind and listen for every spec; ``*`` is every IPv4 and IPv6 address, a name all it resolves to.
 
-    ``options`` are set on TCP sockets. ``given``: sockets that listen already, which are taken where their
-    address is asked for. Blocks while a name is resolved. All or nothing: raises ConfigurationError that
+    ``options`` are set on TCP sockets. ``given``: sockets that listen already; those whose address is asked
+    for are taken out. Blocks while a name is resolved. All or nothing: raises ConfigurationError that
     names the address, and leaves no socket behind.
     """
     listeners: list[Listener] = []
-    ready = {_address(sock): sock for sock in given}
+    ready = {_address(sock): sock for sock in given or ()}
     try:
         for spec in specs:
             if spec.host is None:
@@ -93,14 +99,12 @@ def bind_listeners(
                     listeners.append(_bind_unix(spec, path, unix_socket_mode))
             else:
                 listeners.extend(_bind_tcp(spec, listeners, is_reuseport, options, ready))
-        if ready:
-            raise ConfigurationError(
-                f"the service manager hands over a socket at {next(iter(ready))}, where no [[listen]] is"
-            )
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
+    if given is not None:
+        given[:] = ready.values()
     return listeners
 
 

@@ -19,8 +19,9 @@ class Cores:
     def __init__(self, text: str) -> None:
         """Raises ConfigurationError: a core that we may not have."""
         self._affinity = parse_affinity(text)
-        self._is_on = self._affinity.is_auto or bool(self._affinity.cores)
         given = os.environ.get(ALLOWED_VARIABLE)
+        # one that has been started by a master on few cores begins there, whatever its own configuration says
+        self._is_on = self._affinity.is_auto or bool(self._affinity.cores) or bool(given)
         self.allowed: Set[int] = parse_cores(given) if given else os.sched_getaffinity(0)
         if missing := self._affinity.missing(self.allowed):
             raise ConfigurationError(f"cpu_affinity: {missing}")
@@ -34,7 +35,10 @@ class Cores:
             raise ConfigurationError(f"could not set cpu_affinity: {error.strerror}") from error
 
     def take_child(self, worker: int | None, settings: LogSettings) -> None:
-        """For a child, the broker where ``worker`` is None; what the system does not give is logged."""
+        """For a child: the first worker, the second …, or the broker (None).
+
+        What the system does not give is logged.
+        """
         try:
             self._take(BROKER if worker is None else WORKER, worker)
         except OSError as error:  # cores may be taken away at any time: better a slow child than none

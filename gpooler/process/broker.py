@@ -48,7 +48,6 @@ from gpooler.stats.web import Web
 _READY_PAUSE_S = 0.05
 _DAY_S = 86_400
 ROUTES_AT_ONCE = 100  # in one message for the console
-_FIRST_INCARNATION = 1  # the broker is the first child that a master forks
 
 
 def run_broker(context: BrokerContext) -> int:
@@ -175,9 +174,6 @@ class Broker:
             gevent.spawn(warn_daily, lambda: expiry_warnings(self._config), self._logger),
         ]
         self._reporters = list(self._start_reporters())
-        self._memory.configure(self._config.soft_oom)
-        if self._web is not None:
-            self._web.start()
         # EOF of the master is the planned end; a failure of the service ends the process for a successor.
         done = gevent.wait([greenlets[1], self._service.failed], count=1)[0]
         gevent.killall(greenlets + self._reporters)
@@ -208,8 +204,11 @@ class Broker:
                 key = RouteKey(held.rule, held.database, held.user, held.is_replication)
                 server = Inherited(key, held.endpoint, held.pid, held.secret_hex)
                 self._service.inherit(SlotName(route_id, slot), server, fds[0])
-            case control.Serve():
-                self._service.serve(self._context.incarnation == _FIRST_INCARNATION, self._first_new_id())
+            case control.Serve(is_settled=is_settled):
+                self._service.serve(is_settled, self._first_new_id())
+                self._memory.configure(self._config.soft_oom)  # no other broker does by now
+                if self._web is not None:  # not before all workers are known that make us ready
+                    self._web.start()
                 self._control.send(control.Ready(os.getpid()))
             case control.ReopenLog():
                 self._log.reopen()
@@ -342,10 +341,11 @@ class Broker:
     def _unready(self) -> str:
         """Why load balancers should send nobody here; the broker itself may be new and still learn."""
         phase = Phase(self._context.past.process(ProcessWord.PHASE))
-        if phase is not Phase.SERVING:
-            return "starting" if phase is Phase.BOOTING else "draining"
+        if phase > Phase.SERVING:
+            return "draining"
+        # old workers accept until the new ones do (process/handover.py)
         if not any(counters.process(ProcessWord.LISTENING) for counters in self._totals.workers.values()):
-            return "no worker accepts clients"
+            return "starting" if phase is Phase.BOOTING else "no worker accepts clients"
         return ""
 
     def _cancel(self, rule: str, endpoint: str, pid: int, secret: bytes, timeout_ms: int) -> None:

@@ -1,8 +1,8 @@
 """Changes of the configuration in force, one after the other: the master's side of ``process/reload.py``."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpooler.config.diff import Change
@@ -38,13 +38,16 @@ class Changes:
         can_begin: Callable[[], bool],
         on_done: Callable[[Config, bool], None],
         logger: Logger,
+        are_given: bool = True,
     ) -> None:
         """``can_begin``: whether one may begin now; raises ReloadRefused where none may ever again.
 
         ``on_done`` is told of a configuration that is in force in all children, and whether its file differs.
+        Unless the listeners ``are_given`` to children from the start, the first change gives them.
         """
         self.config = config
-        self.listeners = tuple(listeners)
+        self.listeners = tuple(listeners) if are_given else ()
+        self._bound = [] if are_given else list(listeners)
         self._path = path
         self._can_begin = can_begin
         self._on_done = on_done
@@ -52,6 +55,7 @@ class Changes:
         self._asked: deque[_Asked] = deque()  # the first is under way with ``_reload``
         self._reload: Reload | None = None
         self._serial = 0
+        self._in_force = 0  # its serial
 
     def reload(self, family: Family, answer: Answer) -> None:
         """Read the file again."""
@@ -71,6 +75,21 @@ class Changes:
         self._asked.append(_Asked(make, answer, title))
         self.begin(family)
 
+    @property
+    def keeps_listeners_back(self) -> bool:
+        """Whether no child has been given the listeners yet."""
+        return bool(self._bound)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether children are waited for."""
+        return self._reload is not None
+
+    def refuse_all(self, text: str) -> None:
+        """Nothing that was asked for will begin any more."""
+        while self._asked:
+            self._refuse(text)
+
     def begin(self, family: Family) -> None:
         """Begin what was asked for, unless something is under way."""
         while self._reload is None and self._asked:
@@ -78,8 +97,9 @@ class Changes:
                 if not self._can_begin():
                     return
                 config, found, warnings = self._asked[0].make()
-                bound = {listener.number for listener in self.listeners}
+                bound = {listener.number for listener in (*self.listeners, *self._bound)}
                 opened = bind(config, [listen for listen in config.listen if listen.number not in bound])
+                opened, self._bound = self._bound + opened, []
             except ReloadRefused as refusal:
                 self._refuse(str(refusal))
                 continue
@@ -107,16 +127,26 @@ class Changes:
         """In a child: close what it does not need."""
         if self._reload is not None:
             self._reload.forget()
+        for listener in self._bound:
+            listener.socket.close()
+
+    def own(self, locks: Mapping[str, int]) -> None:
+        """Unix sockets whose locks we have got are ours to remove."""
+        self.listeners = tuple(
+            replace(each, lock_fd=locks[each.host]) if each.is_unix and each.host in locks else each
+            for each in self.listeners
+        )
 
     def close_listeners(self) -> None:
         """From now on the kernel refuses clients, once no worker listens any more."""
-        for listener in self.listeners:
+        for listener in (*self.listeners, *self._bound):
             listener.close()
 
     def _go_on(self, family: Family) -> None:
         reload = self._reload
         assert reload is not None
-        if reload.is_in_force and self.config is not reload.config:
+        if reload.is_in_force and reload.serial != self._in_force:
+            self._in_force = reload.serial
             self.config = reload.config
             self.listeners = (*self.listeners, *reload.opened)
         if reload.stage is not Stage.DONE:

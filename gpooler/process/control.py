@@ -44,6 +44,7 @@ class Drain:
 
     DESCRIPTORS: ClassVar[int] = 0
     is_patient: bool  # drop nobody: wait until clients leave
+    lets_in: bool  # those who are logging in: another generation accepts, so they lose nothing by it
 
 
 # --- master to broker ---------------------------------------------------------------------------
@@ -73,6 +74,7 @@ class Serve:
     """Every worker that lives has been attached: once those with a history have reported, grant."""
 
     DESCRIPTORS: ClassVar[int] = 0
+    is_settled: bool  # no server ends that nobody will report: ``Ledger.serve``
 
 
 # --- master to both -----------------------------------------------------------------------------

@@ -14,17 +14,30 @@ BROKER: Final = 0  # the broker's number among the children; workers count from 
 
 
 class Child:
-    """A process that was forked and not reaped yet. Owns its link and its counters."""
+    """A process that was forked and not reaped yet. Owns its link and its counters.
 
-    def __init__(self, number: int, incarnation: int, pid: int, link: Link, counters: SharedCounters) -> None:
+    ``is_old``: by the master before this one, which will reap it (``process/handover.py``).
+    """
+
+    def __init__(
+        self,
+        number: int,
+        incarnation: int,
+        pid: int,
+        link: Link,
+        counters: SharedCounters,
+        *,
+        is_old: bool = False,
+    ) -> None:
         self.number = number
         self.incarnation = incarnation
         self.pid = pid
         self.link = link
         self.counters = counters
         self.started_s = time.monotonic()
-        self.is_ready = False
-        self.has_history = False  # it was given a channel to a broker, so it may hold leases
+        self.is_old = is_old
+        self.is_ready = is_old
+        self.has_history = is_old  # it was given a channel to a broker, so it may hold leases
         self._watch = Watch()
 
     @property
@@ -59,12 +72,27 @@ class Family:
         """The workers that live."""
         return [child for child in self._children.values() if child.number != BROKER]
 
+    @property
+    def own(self) -> list[Child]:
+        """Those that this master has forked."""
+        return [child for child in self._children.values() if not child.is_old]
+
+    @property
+    def own_workers(self) -> list[Child]:
+        """The workers that this master has forked."""
+        return [worker for worker in self.workers if not worker.is_old]
+
+    @property
+    def old_workers(self) -> list[Child]:
+        """Those of the master before this one."""
+        return [worker for worker in self.workers if worker.is_old]
+
     def get(self, number: int) -> Child | None:
         """The child with that number, if it lives."""
         return self._children.get(number)
 
     def add(self, child: Child) -> None:
-        """Take in a child that was just forked and introduce it to the others."""
+        """Take in a child that was just forked, or handed over, and introduce it to the others."""
         broker = self.get(BROKER)
         workers = self.workers
         self._children[child.number] = child
@@ -75,7 +103,8 @@ class Family:
         if broker is not None:
             _introduce_to_broker(broker, child)
         for worker in workers:
-            _introduce_peers(worker, child)
+            if not (worker.is_old and child.is_old):  # those know each other
+                _introduce_peers(worker, child)
 
     def remove(self, child: Child) -> None:
         """Let go of a child that was reaped: keep its counters' sums, tell the others, close its things."""

@@ -16,6 +16,7 @@ from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
 from gpooler.config.problems import Problem
+from gpooler.config.succession import succeed
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
@@ -25,6 +26,7 @@ from gpooler.process.arbiter import Arbiter, EntryPoints
 from gpooler.process.context import EXIT_BOOT, BrokerContext, WorkerContext
 from gpooler.process.daemon import Starter, detach, manager_variable
 from gpooler.process.listeners import bind, bind_metrics
+from gpooler.process.old_master import OldMaster, old_master
 from gpooler.process.pidfile import PidFile
 from gpooler.process.privileges import drop
 from gpooler.process.settings import log_settings
@@ -41,15 +43,26 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
     EXIT_CONFIG with every problem on standard error, EXIT_BOOT when something cannot be bound or locked.
     """
     try:
+        old = old_master()
+    except ConfigurationError as error:
+        print(f"gpooler: {error.log_text()}", file=sys.stderr)
+        return EXIT_BOOT
+    try:
         loaded = load(config_path)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        problems = [f"error: {problem}" for problem in error.problems]
+        print("\n".join(problems), file=sys.stderr)
+        if old is not None:
+            old.fail("\n".join(problems))
         return EXIT_CONFIG
     starter: Starter | None = None
-    if loaded.config.service.daemonize:
+    if old is not None:
+        why = "stays as it is in an online restart"
+        loaded = _with_daemonize(config_path, loaded, old.config.service.daemonize, why)
+    elif loaded.config.service.daemonize:
         if variable := manager_variable():
-            loaded = _without_daemonize(config_path, loaded, variable)
+            why = f"is ignored: a service manager watches this process ({variable} is set)"
+            loaded = _with_daemonize(config_path, loaded, False, why)
         elif isinstance(found := detach(), int):
             return found
         else:
@@ -58,7 +71,7 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
     settings = log_settings(loaded.config)
     log = open_direct(settings)
     try:
-        return _launch(config_path, loaded, settings, log, entries, starter)
+        return _launch(config_path, loaded, settings, log, entries, old, starter)
     except Exception:
         if starter is not None:  # who would see it otherwise?
             log.logger.fatal(f"uncaught exception: {traceback.format_exc()}", context="master")
@@ -67,12 +80,13 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
         log.close()
 
 
-def _without_daemonize(config_path: Path, loaded: Loaded, variable: str) -> Loaded:
-    """The same for a process that a service manager watches."""
+def _with_daemonize(config_path: Path, loaded: Loaded, daemonize: bool, why: str) -> Loaded:
+    """The same with the option as it is to be, and a warning if it was not."""
     config = loaded.config
-    text = f"is ignored: a service manager watches this process ({variable} is set)"
-    warning = Problem(str(config_path), None, "service.daemonize", text)
-    service = config.service.model_copy(update={"daemonize": False})
+    if config.service.daemonize == daemonize:
+        return loaded
+    warning = Problem(str(config_path), None, "service.daemonize", why)
+    service = config.service.model_copy(update={"daemonize": daemonize})
     return replace(
         loaded,
         config=config.model_copy(update={"service": service}),
@@ -86,9 +100,10 @@ def _launch(
     settings: LogSettings,
     log: DirectLog,
     entries: EntryPoints,
+    old: OldMaster | None,
     starter: Starter | None,
 ) -> int:
-    config = loaded.config
+    config = loaded.config if old is None else succeed(old.config, loaded.config, is_restart=True)
     logger = log.logger
     logger.info(f"gpooler {__version__} starts", context="master")
     for warning in loaded.warnings:
@@ -102,9 +117,11 @@ def _launch(
     pid_file: PidFile | None = None
     try:
         load_libraries(config)
-        listeners = bind(config, config.listen, given_sockets())
-        metrics_listeners = bind_metrics(config)
-        pid_file = PidFile(config.service.pid_file) if config.service.pid_file else None
+        listeners, metrics_listeners = _listen(config, old)
+        path = config.service.pid_file
+        pid_file = PidFile(path, None if old is None else old.lock(path)) if path else None
+        if old is not None:
+            old.close_spare()
         _set_priority(config.service.priority)
         cores = Cores(config.performance.cpu_affinity)
         cores.take_master()
@@ -119,14 +136,17 @@ def _launch(
             listeners=listeners,
             log=log,
             log_settings=settings,
-            entries=_prepared(entries, cores, starter),
+            entries=_prepared(entries, cores, 1 if old is None else old.first_worker(workers), starter),
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
             metrics_listeners=metrics_listeners,
             on_serving=starter.serving if starter is not None else lambda: None,
+            old=old,
         ).run()
     except ConfigurationError as error:
         logger.fatal(error.log_text(), context="master")
+        if old is not None:
+            old.fail(error.log_text())
         if not settings.is_stdout:
             print(f"gpooler: {error.log_text()}", file=sys.stderr)  # whoever starts it looks here
         return EXIT_BOOT
@@ -148,8 +168,8 @@ def _set_priority(priority: int) -> None:
         raise ConfigurationError(f"could not set priority {priority}: {error.strerror}") from error
 
 
-def _prepared(entries: EntryPoints, cores: Cores, starter: Starter | None) -> EntryPoints:
-    """The same, each on its cores, and without what is the master's alone."""
+def _prepared(entries: EntryPoints, cores: Cores, first: int, starter: Starter | None) -> EntryPoints:
+    """The same, each on its cores, and without what is the master's alone; ``first``: number of a worker."""
 
     def prepare(worker: int | None, settings: LogSettings) -> None:
         if starter is not None:
@@ -157,7 +177,7 @@ def _prepared(entries: EntryPoints, cores: Cores, starter: Starter | None) -> En
         cores.take_child(worker, settings)
 
     def run_worker(context: WorkerContext) -> int:
-        prepare(context.worker, context.log)
+        prepare(context.worker - first + 1, context.log)
         return entries.run_worker(context)
 
     def run_broker(context: BrokerContext) -> int:
@@ -165,6 +185,25 @@ def _prepared(entries: EntryPoints, cores: Cores, starter: Starter | None) -> En
         return entries.run_broker(context)
 
     return EntryPoints(run_worker, run_broker)
+
+
+def _listen(config: Config, old: OldMaster | None) -> tuple[list[Listener], list[Listener]]:
+    """For clients and for metrics; with the sockets that we are given. Raises ConfigurationError."""
+    if old is None:
+        given = given_sockets()
+        listeners = bind(config, config.listen, given)
+        if given:
+            for listener in listeners:
+                listener.close()
+            raise ConfigurationError(
+                f"the service manager hands over a socket at {given[0].getsockname()}, where no [[listen]] is"
+            )
+        return listeners, bind_metrics(config)
+    listeners = bind(config, config.listen, old.sockets)
+    for listener in listeners:
+        if listener.is_unix:
+            old.keep_listener(listener.host)
+    return listeners, bind_metrics(config, old.metrics_sockets)
 
 
 def _drop_privileges(config: Config, listeners: list[Listener]) -> None:

@@ -1,21 +1,22 @@
-"""The master's end of a control channel: never waits, queues what the child does not read yet."""
+"""The master's end of a channel to a child or to another master: never waits, queues what is not read."""
 
 import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from gpooler.broker.codec import Message
-from gpooler.process.control import CODEC
+from gpooler.broker.codec import Codec, Message
+from gpooler.process import control
 from gpooler.process.datagrams import BUSY_ERRORS, pack, receive, send_datagram
 
 
 class Link:
     """One end of a control pair. Owns the socket and the copies of queued descriptors."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, codec: Codec = control.CODEC) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._codec = codec
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self.is_closed = False
 
@@ -31,7 +32,7 @@ class Link:
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send or queue ``message`` with copies of ``fds``, which stay the caller's."""
         if not self.is_closed:
-            self._queue.append((pack(CODEC, message, fds), [os.dup(fd) for fd in fds]))
+            self._queue.append((pack(self._codec, message, fds), [os.dup(fd) for fd in fds]))
             self.send_queued()
 
     def send_queued(self) -> None:
@@ -54,7 +55,7 @@ class Link:
         """The messages that have come, with their descriptors, the caller's. Raises ChannelProtocolError."""
         while not self.is_closed:
             try:
-                item = receive(self._sock, CODEC)
+                item = receive(self._sock, self._codec)
             except BlockingIOError:
                 return
             except ConnectionError:

@@ -1,7 +1,7 @@
 """The listening sockets that the configuration asks for."""
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from gpooler.config.model import Config, Listen
@@ -9,10 +9,12 @@ from gpooler.net.listen import Listener, ListenSpec, bind_listeners
 from gpooler.net.tcp import tcp_settings
 
 
-def bind(config: Config, listens: Iterable[Listen], given: Sequence[socket.socket] = ()) -> list[Listener]:
+def bind(
+    config: Config, listens: Iterable[Listen], given: list[socket.socket] | None = None
+) -> list[Listener]:
     """The listeners of these tables of the configuration. Raises ConfigurationError.
 
-    ``given``: sockets that the service manager hands over.
+    ``given``: sockets that listen already; those that are used are taken out.
     """
     service = config.service
     return bind_listeners(
@@ -28,9 +30,10 @@ def bind(config: Config, listens: Iterable[Listen], given: Sequence[socket.socke
 METRICS_BACKLOG: Final = 16
 
 
-def bind_metrics(config: Config) -> list[Listener]:
-    """Those of prometheus_port. Raises ConfigurationError."""
+def bind_metrics(config: Config, given: list[socket.socket] | None = None) -> list[Listener]:
+    """Those of prometheus_port, ``given`` as for ``bind``. Raises ConfigurationError."""
     metrics = config.metrics
     if metrics.http_port is None:
         return []
-    return bind_listeners([ListenSpec(0, metrics.prometheus_host, metrics.http_port, METRICS_BACKLOG)])
+    spec = ListenSpec(0, metrics.prometheus_host, metrics.http_port, METRICS_BACKLOG)
+    return bind_listeners([spec], given=given)

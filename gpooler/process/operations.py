@@ -125,6 +125,14 @@ class Operations:
         for serial in list(self._killings):
             self.killed(child, serial, 0)
 
+    def give_up(self, text: str) -> None:
+        """Nothing that is waited for will be seen here any more."""
+        answers = [wait.answer for wait in self._waits]
+        answers += [killing.answer for killing in self._killings.values()]
+        self._waits, self._killings = [], {}
+        for answer in answers:
+            answer(False, text)
+
     # --- parts ----------------------------------------------------------------------------------
 
     def _change(self, update: Callable[[Config], Config], answer: Answer, title: str) -> None:

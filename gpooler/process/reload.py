@@ -3,7 +3,8 @@
 The master reads and checks the file. Every child makes ready what can fail, the certificates first of all,
 and says so (``Prepare``, ``Prepared``). Only when all can does it come into force: in the broker first, which
 must know the rules that workers ask for, then in the workers (``Commit``, ``Committed``). A child that is
-forked meanwhile begins with the one that is in force; one that dies is waited for no more.
+forked meanwhile begins with the one that is in force; one that dies is waited for no more. Workers of the
+master before this one go on as they are, until they have drained.
 """
 
 import os
@@ -123,7 +124,7 @@ class Reload:
         self._family = family
         self._fd = pack(config)
         self._awaited: set[int] = set()  # incarnations
-        self._ask(Prepare(serial), family.children)
+        self._ask(Prepare(serial), family.own)
 
     @property
     def is_in_force(self) -> bool:
@@ -150,7 +151,7 @@ class Reload:
                 self._ask(Commit(self.serial), [] if broker is None else [broker])
             elif self.stage is Stage.WORKERS:
                 self._give_listeners()
-                self._ask(Commit(self.serial), self._family.workers)
+                self._ask(Commit(self.serial), self._family.own_workers)
             else:
                 self._end()
 
@@ -165,7 +166,7 @@ class Reload:
     def _give_listeners(self) -> None:
         for listener in self.opened:
             message = Listen(listener.number, listener.host, listener.port, listener.is_unix)
-            for worker in self._family.workers:
+            for worker in self._family.own_workers:
                 worker.link.send(message, [listener.socket.fileno()])
 
     def _ask(self, message: Prepare | Commit, children: Sequence[Child]) -> None:

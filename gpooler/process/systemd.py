@@ -41,6 +41,10 @@ class Manager:
         """We end."""
         self._tell("STOPPING=1", f"STATUS={status}")
 
+    def replaced(self, pid: int) -> None:
+        """Another process is the one to watch from now on; it will say the rest."""
+        self._tell(f"MAINPID={pid}")
+
     def alive(self) -> None:
         """For its watchdog."""
         self._tell("WATCHDOG=1")

@@ -258,10 +258,10 @@ class Worker:
             case control.Acted(token=token):
                 if token in self._acts:
                     self._acts[token].set(message)
-            case control.Drain(is_patient=is_patient):
+            case control.Drain(is_patient=is_patient, lets_in=lets_in):
                 if not self._is_draining:
                     self._is_draining = True
-                    gevent.spawn(self._drain, is_patient)
+                    gevent.spawn(self._drain, is_patient, lets_in)
 
     # -- another configuration
 
@@ -362,10 +362,10 @@ class Worker:
 
     # -- drain
 
-    def _drain(self, is_patient: bool) -> None:
+    def _drain(self, is_patient: bool, lets_in: bool) -> None:
         """Clients are dropped between transactions at the configured rate; then the servers are closed."""
         options = self._config.service.conn_drop_options
-        self._clients.drain()
+        self._clients.drain(lets_in=lets_in)
         self._broker.send(broker_messages.Draining())
         next_drop_us = monotonic_us()
         while True:
@@ -376,7 +376,7 @@ class Worker:
             answer: AsyncResult = AsyncResult()
             self._drops[self._relay.drop_idle(count)] = answer
             dropped, left = answer.get()
-            if not left and not self._counters.process(ProcessWord.CLIENTS):
+            if not left and not self._clients.has_guests and not self._counters.process(ProcessWord.CLIENTS):
                 break
             if dropped and options.rate > dropped:
                 continue

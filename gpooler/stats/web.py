@@ -13,6 +13,7 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 from gpooler.log import Logger
 
 DEADLINE_S: Final = 10.0  # of a connection: who does not ask, or does not read, is given up
+GRACE_S: Final = 0.5  # at the end
 MAX_CONNECTIONS: Final = 64  # more of them wait in the kernel's queue
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -57,9 +58,9 @@ class Web:
             server.start()
 
     def close(self) -> None:
-        """Close the sockets at once."""
+        """Close the listening sockets at once, and the others when they have their answers. Yields."""
         for server in self._servers:
-            server.stop(timeout=0)
+            server.stop(timeout=GRACE_S)
 
     def _answer(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         """The WSGI application."""

@@ -95,7 +95,8 @@ class Gpooler:
         self.log_file = self.directory / "log"
         self._postgres = postgres
         self._environment = {**os.environ, **(environment or {})}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Successor | None = None
+        self._masters: list[subprocess.Popen[bytes] | Successor] = []  # that were replaced
         self._family: dict[int, psutil.Process] = {}  # every process ever seen below the master
         self._descriptors: dict[int, int] = {}
         self.may_be_dirty = ""  # why servers are left as no client should find them, if a test wants it so
@@ -163,6 +164,8 @@ class Gpooler:
             self._kill_all()
             self._process.wait()
             self._process = None
+        for master in self._masters:
+            master.wait(STOP_TIMEOUT_S)
         shutil.rmtree(self.directory)
 
     def __enter__(self) -> "Gpooler":
@@ -205,13 +208,7 @@ class Gpooler:
         is_refused: bool = False,
     ) -> str:
         """Write the configuration with changes as in ``__init__`` and have it read; the answer."""
-        if rule is not None:
-            config = merge({"database": {"default": {"user": {"default": rule}}}}, config or {})
-        changed = merge(self._config, config or {})
-        if listener is not None:
-            changed["listen"] = [merge(changed["listen"][0], listener), *changed["listen"][1:]]
-        self._config = changed
-        self.config_file.write_text(toml.dumps(changed))
+        self.rewrite(rule=rule, listener=listener, config=config)
         done = subprocess.run(
             [*command(), "reload", "-c", str(self.config_file), "--pid", str(self.pid), *arguments],
             cwd=self.directory, env=self._environment, timeout=60, capture_output=True, text=True,
@@ -219,6 +216,43 @@ class Gpooler:
         )  # fmt: skip
         assert done.returncode == is_refused, f"{done.stdout}{done.stderr}\n{self.tail()}"
         return done.stdout + done.stderr
+
+    def rewrite(
+        self, *, rule: Config | None = None, listener: Config | None = None, config: Config | None = None
+    ) -> None:
+        """Write the configuration with changes as in ``__init__``."""
+        if rule is not None:
+            config = merge({"database": {"default": {"user": {"default": rule}}}}, config or {})
+        changed = merge(self._config, config or {})
+        if listener is not None:
+            changed["listen"] = [merge(changed["listen"][0], listener), *changed["listen"][1:]]
+        self._config = changed
+        self.config_file.write_text(toml.dumps(changed))
+
+    def restart(self, *, is_refused: bool = False, is_awaited: bool = True) -> str:
+        """Ask for an online restart; the answer. With ``is_awaited`` the old master has ended."""
+        self.processes()
+        done = subprocess.run(
+            [*command(), "restart", "-c", str(self.config_file), "--pid", str(self.pid)],
+            cwd=self.directory, env=self._environment, timeout=90, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        text = done.stdout + done.stderr
+        assert done.returncode == is_refused, f"{text}\n{self.tail()}"
+        if not is_refused:
+            self.adopt(is_awaited=is_awaited)
+        return text
+
+    def adopt(self, *, is_awaited: bool = True) -> None:
+        """Go on with the master that an online restart has brought."""
+        before = self._process
+        assert before is not None
+        self._masters.append(before)
+        self._process = Successor(int(re.findall(r"process (\d+) serves", self.log())[-1]))
+        self.processes()
+        self._descriptors = {}
+        if is_awaited:
+            eventually(lambda: before.poll() is not None, within=30)
 
     # processes
 
@@ -399,6 +433,30 @@ class Gpooler:
                 process.kill()
             except psutil.NoSuchProcess:
                 pass
+
+
+class Successor:
+    """A master that another one started; what is needed of subprocess.Popen. Its exit status is not ours."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._process = psutil.Process(pid)
+
+    def poll(self) -> int | None:
+        """None while it lives."""
+        return None if _is_alive(self._process) else 0
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        try:
+            self._process.wait(timeout)
+        except psutil.TimeoutExpired as error:
+            raise subprocess.TimeoutExpired("gpooler", error.seconds) from None
+        return 0
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
 
 def command() -> list[str]:

@@ -1,5 +1,6 @@
 """Load and what is watched under it: pgbench in the background, the highest number of servers ever seen."""
 
+import signal
 import subprocess
 import tempfile
 import threading
@@ -58,6 +59,11 @@ class Pgbench:
     def output(self) -> str:
         """All it has said."""
         return Path(self._output.name).read_text()
+
+    def finish(self) -> int:
+        """Let the transactions under way end, and it with them; the exit status."""
+        self._process.send_signal(signal.SIGALRM)  # as its own timer does
+        return self.wait()
 
     def wait(self, timeout: float = 60) -> int:
         """The exit status, 0 when no client saw an error."""

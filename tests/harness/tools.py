@@ -28,7 +28,7 @@ class Unavailable(Exception):
     """A program that a test needs is not on this machine; the text says which."""
 
 
-def eventually(check: Callable[[], T], within: float = 5.0) -> T:
+def eventually(check: Callable[[], T], within: float = 20.0) -> T:
     """Return the first true value of ``check()``, asked again and again for ``within`` seconds.
 
     An AssertionError inside ``check`` counts as not yet, and so does a file that is not there yet.

@@ -111,3 +111,22 @@ def test_a_priority_that_the_system_refuses_ends_the_start(postgres: Postgres) -
     gpooler.destroy()
     assert done.returncode == 3
     assert "could not set priority -7: Permission denied" in done.stdout
+
+
+@needs_two_cores
+def test_after_an_online_restart_it_is_the_first_and_the_second_worker_that_count(
+    postgres: Postgres, gpooler_factory: Factory
+) -> None:
+    first, second, everywhere = str(ALLOWED[0]), str(ALLOWED[1]), cores_text(set(ALLOWED))
+    rules = f"worker[1]:{first};worker[2]:{second};master:{first}"
+    gpooler = gpooler_factory(postgres, config={"performance": {"workers": 2, "cpu_affinity": rules}})
+    gpooler.restart()
+    assert cores_by_title(gpooler) == {
+        "gpooler: master": {first},
+        "gpooler: broker": {everywhere},
+        "gpooler: worker 3": {first},
+        "gpooler: worker 4": {second},
+    }
+    assert "needs a restart" in gpooler.reload(config={"performance": {"cpu_affinity": "off"}})
+    gpooler.restart()
+    assert set(map(frozenset, cores_by_title(gpooler).values())) == {frozenset({everywhere})}

@@ -54,7 +54,7 @@ class House:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.service = self.new_service()
-        self.service.serve(is_first=True)
+        self.service.serve(is_settled=True)
 
     def new_service(self):
         service = BrokerService(
@@ -264,7 +264,7 @@ def test_a_new_broker_learns_all_from_the_workers(house):
     first.channel.close()
     first.join(house.service, has_history=True, report=report)
     second = house.add_worker(2)
-    house.service.serve(is_first=False)
+    house.service.serve(is_settled=False)
     assert second.open_route() == route_id
     settle(lambda: house.service.ledger.is_ready)
     assert house.service.held == 1
@@ -297,7 +297,7 @@ def test_a_server_whose_worker_and_broker_died_is_cancelled_by_the_next_broker(h
     for name, (kept, fd) in house.vault.items():
         inherited = Inherited(kept.key, kept.endpoint, kept.pid, kept.secret_hex)
         house.service.inherit(name, inherited, os.dup(fd))
-    house.service.serve(is_first=False)
+    house.service.serve(is_settled=False)
     settle(lambda: house.cancels)
     assert house.cancels == [(house.endpoint, 4711, bytes.fromhex("00c0ffee"))]
     assert server.recv(1) == b""

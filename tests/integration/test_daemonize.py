@@ -227,3 +227,19 @@ def test_a_service_manager_keeps_its_process(postgres: Postgres, gpooler_factory
             in gpooler.log()
         )
         assert gpooler.stop(signal.SIGTERM) == 0
+
+
+def test_an_online_restart_of_a_daemon_makes_a_daemon(daemon: Daemon) -> None:
+    assert daemon.command("run").returncode == 0
+    before = daemon.master()
+    daemon.config = merge(daemon.config, {"service": {"daemonize": False}})
+    answer = daemon.command("restart")
+    assert answer.returncode == 0, answer.stderr
+    eventually(lambda: not is_alive(before), within=20)
+    master = daemon.master()
+    assert master.pid != before.pid
+    assert os.getsid(master.pid) != os.getsid(0)
+    ask(daemon)
+    for process in (master, *master.children()):
+        assert [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3)] == [os.devnull] * 3
+    assert "service.daemonize: stays as it is in an online restart" in daemon.log

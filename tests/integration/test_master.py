@@ -346,17 +346,6 @@ def test_usr1_reopens_logs_everywhere(start: StartMaster) -> None:
     master.line("log reopened")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2])
-def test_what_is_not_built_is_said_and_nothing_else_happens(
-    start: StartMaster, number: signal.Signals
-) -> None:
-    master = start()
-    master.line("ready")
-    os.kill(master.process.pid, number)
-    assert "not built yet" in master.line(f"got {number.name}")
-    assert master.process.poll() is None
-
-
 def test_signals_to_the_whole_group_reach_children_only_through_the_master(start: StartMaster) -> None:
     master = start(stays=True)
     master.line("ready")

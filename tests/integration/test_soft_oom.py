@@ -180,6 +180,20 @@ def test_the_next_broker_goes_on_with_a_shortage(
     assert (gpooler.log().count(START), gpooler.log().count(END)) == (1, 1)
 
 
+def test_an_online_restart_goes_on_with_it(postgres: Postgres, gpooler_factory: Factory, name: str) -> None:
+    gpooler = gpooler_factory(postgres, config=options(name, 32))
+    gpooler.restart()
+    ask(gpooler)
+    with hog(name, 48):
+        eventually(lambda: is_short(gpooler), within=20)
+        assert "out of memory" in refused(gpooler)
+        gpooler.restart()
+        eventually(lambda: is_short(gpooler), within=20)
+        assert "out of memory" in refused(gpooler)
+    eventually(lambda: not is_short(gpooler), within=20)
+    ask(gpooler)
+
+
 def test_the_largest_are_told_to_go_until_there_is_enough(
     postgres: Postgres, gpooler_factory: Factory, name: str
 ) -> None:

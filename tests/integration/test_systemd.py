@@ -57,6 +57,23 @@ def test_it_is_told_of_readiness_reloads_life_and_the_end(
     eventually(lambda: not gpooler.is_running, within=10)
 
 
+def test_it_follows_an_online_restart(
+    postgres: Postgres, gpooler_factory: Factory, manager: socket.socket
+) -> None:
+    environment = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "400000"}
+    gpooler = gpooler_factory(postgres, environment=environment)
+    assert told(manager)["READY"] == "1"
+    before = gpooler.pid
+    gpooler.restart()
+    assert told(manager) == {"MAINPID": str(gpooler.pid)}
+    assert gpooler.pid != before
+    assert told(manager)["READY"] == "1"
+    while manager.recv(4096) != b"WATCHDOG=1":  # by the new one: the old one says nothing any more
+        pass
+    assert gpooler.stop() == 0
+    assert told(manager) == {"STOPPING": "1", "STATUS": "draining"}
+
+
 def activated(config: Path, log: Path, given: socket.socket) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -127,9 +127,9 @@ def test_a_known_tag_with_random_fields_gives_a_message_or_a_refusal(values, tag
 
 def test_a_message_of_another_channel_is_refused():
     with pytest.raises(ChannelProtocolError, match="not a message of this channel"):
-        encode(control.Serve())
+        encode(control.Serve(is_settled=True))
     with pytest.raises(ChannelProtocolError, match="unknown message"):
-        decode(control.encode(control.Serve()))
+        decode(control.encode(control.Serve(is_settled=True)))
 
 
 def test_a_message_over_the_limit_is_refused_by_the_sender():

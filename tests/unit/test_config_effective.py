@@ -63,11 +63,6 @@ def test_a_secret_of_the_file_itself_is_not_shown() -> None:
     assert 'password = "********"  # not shown\n' in printed
 
 
-def test_a_feature_that_is_not_built_is_shown_off_with_a_comment() -> None:
-    printed = effective(load(DEMO).config)
-    assert "enable_online_restart = false  # not built yet\n" in printed
-
-
 def test_what_does_not_read_back_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpooler.config.effective.entry", lambda key, value, comment="": f"{key} = 1\n")
     with pytest.raises(EffectiveError):

@@ -201,7 +201,6 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
         (with_rule_lines('pool_discard_query = "A\\u0000"'), "zero byte"),
         (with_rule_lines('role = "admin"'), "role: has a place only where the storage is local"),
         (with_lines("[query_parsing]", 'mode = "full"'), "not built yet"),
-        (with_lines("[service]", "enable_online_restart = true"), "not built yet"),
         (with_lines("[soft_oom]", ""), "soft_oom.limit: is required and missing"),
         (with_lines("[soft_oom]", 'limit = "-1GB"'), "must be more than nothing"),
         (

@@ -49,13 +49,13 @@ def limits(pool_size=2, minimum=0, shared=None, fixed=None):
 class Desk:
     """A ledger, its clock, and what it wants done."""
 
-    def __init__(self, rules=None, shared=None, workers=(A, B), is_first=True, max_routes=100, logins=9):
+    def __init__(self, rules=None, shared=None, workers=(A, B), is_settled=True, max_routes=100, logins=9):
         self.ledger = Ledger(rules or {"r": limits()}, shared or {}, {"p": logins, "q": logins}, max_routes)
         self.now = 10 * REST_US
         self.demand = {}
         for worker in workers:
             self.ledger.attach(worker, False)
-        self.ledger.serve(self.now, is_first)
+        self.ledger.serve(self.now, is_settled)
         for worker in workers:
             self.say(worker, ReportEnd())
 
@@ -334,7 +334,7 @@ def rebuilt():
     desk.ledger = Ledger({"r": limits(3)}, {}, {"p": 9}, 100)
     desk.ledger.attach(A, True)
     desk.ledger.attach(B, True)
-    desk.ledger.serve(desk.now, is_first=False)
+    desk.ledger.serve(desk.now, is_settled=False)
     return desk
 
 
@@ -390,7 +390,7 @@ def test_a_server_whose_worker_and_broker_died_keeps_its_slot_until_it_is_gone()
     desk.ledger.attach(A, True)
     desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
     desk.ledger.inherit(SlotName(4, 2), Inherited(USUAL, *LAST_WILL))
-    desk.ledger.serve(desk.now, is_first=False)
+    desk.ledger.serve(desk.now, is_settled=False)
     acts = report(desk, A, (2, 70))
     name = SlotName(4, 1)
     assert acts == [Inherit(name), Bury(name, 71, USUAL.rule, *LAST_WILL, 1_500_000), Disown(SlotName(4, 2))]
@@ -407,7 +407,7 @@ def test_a_server_that_nobody_reports_is_not_buried_before_every_report():
     desk.ledger.attach(A, True)
     desk.ledger.attach(B, True)
     desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
-    assert desk.ledger.serve(desk.now, is_first=False) == []
+    assert desk.ledger.serve(desk.now, is_settled=False) == []
     assert report(desk, A) == []
     assert desk.ledger.worker_gone(desk.now, B)[0] == Inherit(SlotName(4, 1))
     desk.ledger.check()
@@ -417,7 +417,7 @@ def test_a_server_of_a_rule_that_is_gone_is_ended():
     desk = Desk(workers=())
     desk.ledger = Ledger({}, {}, {}, 100)
     desk.ledger.inherit(SlotName(4, 1), Inherited(USUAL, *LAST_WILL))
-    assert isinstance(desk.ledger.serve(desk.now, is_first=False)[1], Bury)
+    assert isinstance(desk.ledger.serve(desk.now, is_settled=False)[1], Bury)
     desk.ledger.check()
 
 
@@ -425,7 +425,7 @@ def test_route_ids_that_something_was_counted_under_are_not_given_out_again():
     desk = Desk(workers=())
     desk.ledger = Ledger({"r": limits()}, {}, {"p": 9}, 100)
     desk.ledger.attach(A, True)
-    desk.ledger.serve(desk.now, is_first=False, first_new_id=9)
+    desk.ledger.serve(desk.now, is_settled=False, first_new_id=9)
     report(desk, A)
     assert sent(desk.say(A, OpenRoute(1, "r", "d", "new", False)), RouteOpened)[0].route_id == 9
     assert sent(desk.say(A, OpenRoute(2, "r", "d", "newer", False)), RouteOpened)[0].route_id == 10
@@ -435,7 +435,7 @@ def test_servers_above_the_cap_are_reported_kept_and_shed():
     desk = Desk(workers=())
     desk.ledger = Ledger({"r": limits(1)}, {}, {"p": 9}, 100)
     desk.ledger.attach(A, True)
-    desk.ledger.serve(desk.now, is_first=False)
+    desk.ledger.serve(desk.now, is_settled=False)
     report(desk, A, (1, 70), (2, 71), (3, 72))
     (recall,) = sent(desk.tick(REST_US), Recall)
     assert (recall.count, recall.is_eviction) == (2, True)
@@ -448,7 +448,7 @@ def test_a_route_whose_rule_is_gone_gets_nothing_more():
     desk = Desk(workers=())
     desk.ledger = Ledger({}, {}, {}, 100)
     desk.ledger.attach(A, True)
-    desk.ledger.serve(desk.now, is_first=False)
+    desk.ledger.serve(desk.now, is_settled=False)
     report(desk, A, (1, 70))
     desk.say(A, Want(4, 5))
     assert sent(desk.tick(2 * SETTLE_US), GrantOpen) == []
@@ -684,10 +684,10 @@ def test_replication_servers_are_never_recalled():
 
 
 def test_servers_of_both_kinds_that_were_reported_are_told_apart():
-    desk = Desk({"r": limits(1)}, workers=(), is_first=False)
+    desk = Desk({"r": limits(1)}, workers=(), is_settled=False)
     name = SlotName(4, 1)
     desk.ledger.inherit(name, Inherited(USUAL._replace(is_replication=True), "/s", 7, "00"))
-    acts = desk.ledger.serve(desk.now, is_first=False)
+    acts = desk.ledger.serve(desk.now, is_settled=False)
     assert [act.slot for act in acts if isinstance(act, Bury)] == [name]
     assert desk.ledger.routes[4].key.is_replication
     desk.ledger.check()
