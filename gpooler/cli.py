@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpooler import __version__
+from gpooler.config.affinity import parse_affinity
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, load
 
@@ -52,6 +53,8 @@ def check(path: Path, *, is_effective: bool) -> int:
         return EXIT_CONFIG
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if missing := parse_affinity(loaded.config.performance.cpu_affinity).missing(os.sched_getaffinity(0)):
+        print(f"warning: {path}: performance.cpu_affinity: {missing}", file=sys.stderr)
     if is_effective:
         print(effective(loaded.config), end="")
         return EXIT_OK

@@ -458,6 +458,18 @@ class RuleClientMaxReached(TooManyConnections):
         )
 
 
+class MemoryShort(GpoolerError):
+    """More memory is in use than ``soft_oom.limit``."""
+
+    sqlstate = "53200"
+
+    def __init__(self, used_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            "out of memory: no new clients are taken while soft_oom.limit is exceeded",
+            cause=f"{used_bytes} bytes are in use, the limit is {limit_bytes}",
+        )
+
+
 class PoolTimeout(TooManyConnections):
     """No server within ``pool_timeout``."""
 

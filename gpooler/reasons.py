@@ -30,6 +30,7 @@ class Reason(IntEnum):
     )
     TARGET_INVALID = 16  # wanted hosts of no kind
     VIRTUAL_UNCLEAR = 17  # asked gpooler in a way that only PostgreSQL answers
+    SOFT_OOM = 18  # was refused at login: memory is short (counted by the hub)
     SESSION_STATE = 19  # made session state that its rule refuses
     # servers
     SERVER_LOST = 20  # closed by PostgreSQL or by the network

@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from typing import Final
 
-from gpooler.stats.registry import ProcessWord, RouteWord
+from gpooler.errors import MemoryShort
+from gpooler.reasons import Reason
+from gpooler.stats.registry import ERROR_BASE, ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 
+WORD_BYTES: Final = 8
 BALANCE_PART: Final = 0.03  # a worker this much …
 BALANCE_CLIENTS: Final = 8  # … and this many clients over the mean lets others accept
 
@@ -13,13 +16,34 @@ BALANCE_CLIENTS: Final = 8  # … and this many clients over the mean lets other
 class Admission:
     """Counts clients in the worker's own cells; ``peers`` are the counters of the other workers."""
 
-    def __init__(self, counters: SharedCounters) -> None:
+    def __init__(self, counters: SharedCounters, past: SharedCounters) -> None:
+        """``past``: what dead workers counted, and what the broker says of memory."""
         self._own = counters
+        self._past = past
         self.peers: dict[int, SharedCounters] = {}  # by incarnation
 
     def _all(self) -> Iterable[SharedCounters]:
         yield self._own
         yield from self.peers.values()
+
+    @property
+    def is_memory_short(self) -> bool:
+        """Whether ``[soft_oom]`` lets nobody in."""
+        return bool(self._past.process(ProcessWord.SOFT_OOM_SHORT))
+
+    @property
+    def short_address(self) -> int:
+        """Where that word stands, for those who look at it without Python."""
+        return self._past.address + ProcessWord.SOFT_OOM_SHORT * WORD_BYTES
+
+    def refuse_for_memory(self, route_id: int | None) -> MemoryShort:
+        """Count a client that is refused for it, on its route where that is known; what it is told."""
+        self._own.add_process(ProcessWord.SOFT_OOM_REFUSED)
+        if route_id is not None:
+            self._own.add_route(route_id, ERROR_BASE + Reason.SOFT_OOM)
+        return MemoryShort(
+            self._past.process(ProcessWord.SOFT_OOM_USED), self._past.process(ProcessWord.SOFT_OOM_LIMIT)
+        )
 
     def enter(self, limit: int | None) -> bool:
         """Count one more client; False, and not counted, when there would be more than ``limit``."""

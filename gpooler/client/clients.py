@@ -137,7 +137,13 @@ class Clients:
     def start(self) -> None:
         """Begin to accept."""
         assert self.login is not None
-        self._express = Express(self._relay, self._counters.address, self.login, self.on_adopted)
+        self._express = Express(
+            self._relay,
+            self._counters.address,
+            self._admission.short_address,
+            self.login,
+            self.on_adopted,
+        )
         self.login.remember = self._express.remember
         self.login.forget = self._express.forget
         self._entrance = Entrance(self._express)

@@ -12,6 +12,7 @@ class Express:
         self,
         relay: Relay,
         counters_address: int,
+        short_address: int,
         handler: Login,
         on_adopted: Callable[[int, Guest, SetUp | None], None],
     ) -> None: ...

@@ -71,15 +71,20 @@ cdef class Express:
     cdef dict known                 # by startup packet
     cdef set demanding              # numbers of listeners that take nobody without TLS
     cdef uint64_t* process_words
+    cdef const uint64_t* is_short   # of memory: nobody comes in (ProcessWord.SOFT_OOM_SHORT)
     cdef uint64_t* route_words
 
-    def __cinit__(self, relay, uintptr_t counters_address, handler, on_adopted):
-        """``handler`` is a ``login.Login``, ``on_adopted`` is told as by that."""
+    def __cinit__(self, relay, uintptr_t counters_address, uintptr_t short_address, handler, on_adopted):
+        """``handler`` is a ``login.Login``, ``on_adopted`` is told as by that.
+
+        ``short_address``: of the word that says whether memory is short.
+        """
         self.relay = relay
         self.handler = handler
         self.on_adopted = on_adopted
         self.known = {}
         self.process_words = <uint64_t*> counters_address
+        self.is_short = <const uint64_t*> short_address
         self.route_words = self.process_words + words.WORDS_PER_BLOCK
         self.demanding = handler.demanding
         self.on_bad = handler.on_bad
@@ -128,7 +133,7 @@ cdef class Express:
         cdef Known known = self.known.get(packet)
         if (known is None or known.is_unix != (guest.family == 0)
                 or (guest.tls is None and guest.listener in self.demanding)
-                or known.has_tls != (guest.tls is not None) or known.version != known.route.version
+                or known.has_tls != (guest.tls is not None) or self.has_news(known)
                 or (known.address is not None and known.address != guest.address)):
             self.handler.on_startup(guest, packet)
             return
@@ -147,6 +152,10 @@ cdef class Express:
             self.ask(guest, CHALLENGE + guest.salt)
         else:
             self.admit(guest, known, b"")
+
+    cdef inline bint has_news(self, Known known) except -1:
+        """Whether there is something else to look at by now."""
+        return self.is_short[0] != 0 or known.version != known.route.version
 
     cdef int ask(self, Guest guest, bytes challenge) except -1:
         try:
@@ -168,7 +177,7 @@ cdef class Express:
         elif len(body) != BODY or not is_any_right(body[:BODY - 1], known.hashes, guest.salt):
             guest.known = None
             self.handler.on_mismatch(guest, body)
-        elif known.version != known.route.version:
+        elif self.has_news(known):
             self.handler.on_proved(guest, Done(AUTHENTICATION_OK))
         else:
             self.admit(guest, known, b"")
@@ -185,7 +194,7 @@ cdef class Express:
             return 0
         if not server.is_over:
             self.ask(guest, said)
-        elif known.version != known.route.version:
+        elif self.has_news(known):
             self.handler.on_proved(guest, Done(said + AUTHENTICATION_OK, keys=server.keys))
         else:
             if known.is_learned_from:

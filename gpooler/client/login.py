@@ -507,6 +507,8 @@ class Login:
             route = plan.route or self._routes.known(
                 rule, packet.database, plan.storage_user, packet.replication is not Replication.NONE
             )
+            if self._admission.is_memory_short:
+                raise self._admission.refuse_for_memory(None if route is None else route.route_id)
             if route is not None:
                 self._adopt(guest, plan, rule, route, said)
             else:

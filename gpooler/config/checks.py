@@ -11,6 +11,7 @@ from typing import Final
 
 from gpooler.auth.query_text import compile_query
 from gpooler.auth.scram import Verifier
+from gpooler.config.affinity import KINDS, parse_affinity
 from gpooler.config.model import DEFAULT, Document, ListenBody, StorageBody
 from gpooler.config.problems import KeyPath
 from gpooler.config.rule import GroupBody, RuleBody
@@ -78,6 +79,7 @@ class Names:
 def errors(document: Document, names: Names) -> Iterator[Finding]:
     """What makes ``document`` unusable."""
     yield from _service(document)
+    yield from _soft_oom(document)
     yield from _listeners(document)
     yield from _metrics(document)
     yield from _storages(document)
@@ -124,6 +126,13 @@ def _service(document: Document) -> Iterator[Finding]:
     if service.online_restart_drop_options and "conn_drop_options" in service.model_fields_set:
         path = ("service", "online_restart_drop_options")
         yield Finding(path, "is the old name of conn_drop_options: give one of the two")
+
+
+def _soft_oom(document: Document) -> Iterator[Finding]:
+    options = document.soft_oom
+    if options is not None and options.drop is not None and not options.process:
+        text = "needs process: a signal goes only to processes of that name"
+        yield Finding(("soft_oom", "drop"), text, (("soft_oom", "process"),))
 
 
 def _listeners(document: Document) -> Iterator[Finding]:
@@ -455,8 +464,18 @@ def warnings(document: Document) -> Iterator[Finding]:
     if document.service.online_restart_drop_options is not None:
         yield Finding(("service", "online_restart_drop_options"), "is the old name of conn_drop_options")
     logging = document.logging
-    if not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
+    if document.service.daemonize and not (logging.log_file or logging.log_syslog):
+        text = "leaves no log: it has no standard output; set log_file or log_syslog"
+        yield Finding(("service", "daemonize"), text)
+    elif not (logging.log_file or logging.log_to_stdout or logging.log_syslog):
         yield Finding(("logging",), "no log is written: log_file, log_to_stdout and log_syslog are all off")
+    affinity, workers = parse_affinity(document.performance.cpu_affinity), document.performance.workers
+    if affinity.foreign:
+        text = f"gpooler has no {', '.join(affinity.foreign)}, only {', '.join(KINDS)}"
+        yield Finding(("performance", "cpu_affinity"), text)
+    if isinstance(workers, int) and affinity.last_worker > workers:
+        text = f"there is no worker {affinity.last_worker}: workers is {workers}"
+        yield Finding(("performance", "cpu_affinity"), text, (("performance", "workers"),))
     if document.metrics.http_port is None and "prometheus_host" in document.metrics.model_fields_set:
         yield Finding(("metrics", "prometheus_host"), "has no effect without prometheus_port")
     for name, storage in document.storage.items():

@@ -44,6 +44,7 @@ def changes(old: Config, new: Config) -> list[Change]:
 def _changes(old: Config, new: Config) -> Iterator[Change]:
     for name in SECTIONS:
         yield from _section((name,), getattr(old, name), getattr(new, name))
+    yield from _optional("soft_oom", old.soft_oom, new.soft_oom)
     if old.hba != new.hba and old.routing.hba_file == new.routing.hba_file:
         yield Change("routing.hba_file", "its lines changed", EFFECTS[Reload.LOGIN])
     yield from _listeners(old.listen, new.listen)
@@ -99,6 +100,14 @@ def _listeners(old: tuple[Listen, ...], new: tuple[Listen, ...]) -> Iterator[Cha
 
 def _address(listen: Listen) -> str:
     return listen.unix_path or f"{listen.host}:{listen.port}"
+
+
+def _optional(name: str, old: Section | None, new: Section | None) -> Iterator[Change]:
+    """A section that need not be there."""
+    if old is not None and new is not None:
+        yield from _options(name, old, new)
+    elif old is not new:
+        yield Change(name, "added" if old is None else "removed", EFFECTS[Reload.RELOAD])
 
 
 def _tables(word: str, old: Mapping[str, Section], new: Mapping[str, Section]) -> Iterator[Change]:

@@ -216,8 +216,9 @@ def _section_example(table: Table) -> str:
 
 
 def _is_plain(table: Table) -> bool:
-    """Whether an empty table of this section is harmless: one without a name, at the top."""
-    return "." not in table.section and not table.is_array
+    """Whether an empty table of this section is harmless: one without a name, at the top, complete."""
+    is_lacking = any(item.is_required for item in options_of(table))
+    return "." not in table.section and not table.is_array and not is_lacking
 
 
 def _not_built_example(table: Table) -> str:
@@ -267,7 +268,7 @@ def _explanation(item: Option) -> str:
 
 def _shown_value(item: Option) -> Any:
     """The value of the commented line; UNSET when there is none that could be taken as it is."""
-    if item.about.example is not UNSET and (item.default in (None, {}) or item.is_required):
+    if item.about.example is not UNSET and (item.default in (None, {}, "") or item.is_required):
         return item.about.example
     if item.is_required or item.default is None:
         return UNSET

@@ -30,6 +30,8 @@ def effective(config: Config) -> str:
     writer = _Writer()
     for name in SECTIONS:
         writer.table((name,), getattr(config, name))
+    if config.soft_oom is not None:
+        writer.table(("soft_oom",), config.soft_oom)
     for listen in config.listen:
         writer.table(("listen",), listen, is_array=True)
     for name, storage in config.storage.items():

@@ -30,6 +30,8 @@ def options(config: Config) -> Iterator[Option]:
     """Every option of ``config`` that does something, in the order of the file format's sections."""
     for name in SECTIONS:
         yield from _of_table((name,), getattr(config, name))
+    if config.soft_oom is not None:
+        yield from _of_table(("soft_oom",), config.soft_oom)
     for number, listen in enumerate(config.listen):
         yield from _of_table(("listen", number), listen)
     for section in NAMED:

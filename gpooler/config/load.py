@@ -131,6 +131,7 @@ def _config(source: Source, document: Document, hba: Hba | None) -> Config:
         ldap_endpoint=dict(document.ldap_endpoint),
         rules=tuple(_rules(source, document)),
         hba=hba,
+        soft_oom=document.soft_oom,
     )
 
 

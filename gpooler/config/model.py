@@ -5,6 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 
 from gpooler.auth.hba import Hba
+from gpooler.config.affinity import CpuAffinity
 from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.rule import (
     KEEPALIVE_MOST,
@@ -35,6 +36,7 @@ from gpooler.config.values import (
     Port,
     Positive,
     Secret,
+    SignalName,
     Size,
     SocketPath,
     Str,
@@ -77,6 +79,8 @@ __all__ = [
     "Secret",
     "Service",
     "SharedPool",
+    "SoftOom",
+    "SoftOomDrop",
     "Storage",
     "Tls",
 ]
@@ -85,6 +89,7 @@ DEFAULT = "default"
 CLIENTS_ROUTING_PER_WORKER = 64
 CANCELS_PER_WORKER = 2
 STACK_PAGES_LEAST = 4
+COMM_MOST = 15  # characters of a process' name that the kernel keeps
 DEPRECATED = "deprecated in Odyssey"
 NO_EFFECT = "gpooler has nothing it could mean for"
 HOSTS_ADVICE = "a storage has one host"
@@ -102,9 +107,16 @@ class DropOptions(Section):
 class Service(Section):
     """``[service]``: the process as the system sees it."""
 
-    daemonize: Bool = not_built(False, "Detach from the terminal.", "let a service manager start gpooler")
-    priority: Annotated[int, Number(least=-20, most=19)] = not_built(
-        0, "Nice value of all processes.", "start gpooler with nice"
+    daemonize: Bool = option(
+        False,
+        "Detach from the terminal; the command ends when gpooler serves. Wants log_file or log_syslog: "
+        "nothing is written to the standard output. Ignored under a service manager (NOTIFY_SOCKET).",
+        reload=Reload.RESTART,
+    )
+    priority: Annotated[int, Number(least=-20, most=19)] = option(
+        0,
+        "Nice value of all processes, set before root is given up; 0 leaves it as it is at the start.",
+        reload=Reload.RESTART,
     )
     user: OptionalStr = option(
         None,
@@ -233,7 +245,13 @@ class Performance(Section):
     keepalive_usr_timeout: Annotated[int, Number("ms", least=USR_TIMEOUT_LEAST)] = option(
         0, "TCP_USER_TIMEOUT; 0 is the system's, -1 is computed from the three above."
     )
-    cpu_affinity: Str = not_built("off", "Cores of the processes.", "use taskset or the service manager")
+    cpu_affinity: Annotated[str, CpuAffinity()] = option(
+        "off",
+        "Cores of the processes. auto: each worker on one of those that gpooler may use, in turn; or rules "
+        'for workers, the broker and the master, such as "worker:0-3,8;worker[2]:1;broker:0;master:0": '
+        "worker[2] is the second worker, and goes before what is said of all of them.",
+        reload=Reload.RESTART,
+    )
 
     def worker_count(self, cores: int) -> int:
         """Worker processes on a machine with ``cores`` usable cores."""
@@ -394,17 +412,33 @@ class QueryParsingOptions(Section):
 class SoftOomDrop(Section):
     """``[soft_oom.drop]``."""
 
-    signal: Str = not_built("SIGTERM", "Signal for the largest processes.")
-    max_rate: Positive = not_built(3, "How many a check.")
+    signal: Annotated[str, SignalName()] = option(
+        "SIGTERM", "With or without SIG. SIGKILL of one PostgreSQL process restarts the whole server."
+    )
+    max_rate: Positive = option(3, "How many processes at each check.")
 
 
 class SoftOom(Section):
     """``[soft_oom]``: refuse new clients while memory is short."""
 
-    limit: Annotated[int, Size()] = required("Above it new clients are refused.", placeholder=1)
-    process: Annotated[str, FreeText()] = not_built("", "Part of the name of the processes counted.")
-    check_interval_ms: Annotated[int, Number("ms", least=1)] = not_built(1000, "Sampling period.")
-    drop: SoftOomDrop | None = not_built(None, "Send the largest processes a signal.")
+    limit: Annotated[int, Size()] = required(
+        "Above it new clients get FATAL 53200 when they have proved who they are; "
+        "those of the console come in.",
+        placeholder=1,
+        example="12GB",
+    )
+    process: Annotated[str, FreeText(COMM_MOST)] = option(
+        "",
+        "The memory (PSS) of all processes counts that have this in their names, as ps -o comm shows them; "
+        "empty: what the machine has in use, all but what is available.",
+        example="postgres",
+    )
+    check_interval_ms: Annotated[int, Number("ms", least=1)] = option(1000, "How often that is looked at.")
+    drop: SoftOomDrop | None = option(
+        None,
+        "While memory is short, send a signal to the largest of these processes. Needs process. Never to one "
+        "that has others of them as children, nor to gpooler's master and broker.",
+    )
 
 
 class ListenBody(Section):
@@ -616,9 +650,7 @@ class Document(Section):
     metrics: Metrics = option(Metrics(), "Where metrics go.")
     routing: Routing = option(Routing(), "How a client finds its rule.")
     query_parsing: QueryParsingOptions = option(QueryParsingOptions(), "SQL understood in passing.")
-    soft_oom: SoftOom | None = not_built(
-        None, "Refuse new clients while memory is short.", "remove the section"
-    )
+    soft_oom: SoftOom | None = option(None, "Refuse new clients while memory is short.")
     listen: tuple[ListenBody, ...] = option((), "Addresses to accept clients at.")
     storage: Mapping[str, StorageBody] = option({}, "PostgreSQL hosts by name.", reload=Reload.SERVER)
     shared_pool: Mapping[str, SharedPool] = option({}, "Limits over several rules.")
@@ -695,6 +727,7 @@ class Config(Section):
     ldap_endpoint: Mapping[str, LdapEndpoint]
     rules: tuple[Rule, ...]  # in the order of the file
     hba: Hba | None = None
+    soft_oom: SoftOom | None = None
     # what reloads have left (config/succession.py): rules for clients of another kind than new ones are …
     retired: tuple[Rule, ...] = ()
     removed: tuple[Rule, ...] = ()  # … and rules whose clients are sent away

@@ -6,6 +6,7 @@ A kind is put beside the type of a field (``Annotated[int, Number("ms")]``). Its
 
 import math
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -417,6 +418,24 @@ class Workers(Kind):
 
     def describe(self) -> str:
         return f'"auto" or a whole number from 1 to {self.most}'
+
+
+@dataclass(frozen=True)
+class SignalName(Kind):
+    """A signal by name, with or without SIG; kept with it."""
+
+    def parse(self, value: Any) -> str:
+        name = plain_text(value).upper().removeprefix("SIG")
+        try:
+            return signal.Signals[f"SIG{name}"].name
+        except KeyError:
+            raise ValueError(f"must be {self.describe()}") from None
+
+    def describe(self) -> str:
+        return 'the name of a signal, such as "SIGTERM" or "TERM"'
+
+    def short(self) -> str:
+        return "signal"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from gpooler.console import tables_sockets, tables_stats
 from gpooler.console.facts import View
 from gpooler.console.spec import Need, Spec
 from gpooler.console.table import Row, columns
+from gpooler.stats.registry import ProcessWord
 
 ALL_DATABASES: Final = ""  # in Config.pauses
 VERSION: Final = "gpooler {}"
@@ -141,6 +142,19 @@ def _host_utilization(view: View) -> Iterator[Row]:
     yield tuple(round(value, 2) for value in view.utilization)
 
 
+def _soft_oom(view: View) -> Iterator[Row]:
+    options = view.config.soft_oom
+    if options is not None:
+        yield (
+            options.process,
+            options.limit,
+            view.process[ProcessWord.SOFT_OOM_USED],
+            bool(view.process[ProcessWord.SOFT_OOM_SHORT]),
+            view.process[ProcessWord.SOFT_OOM_REFUSED],
+            view.process[ProcessWord.SOFT_OOM_SIGNALS],
+        )
+
+
 _TLS: Final = "i: port s: tls tls_cert_file tls_key_file tls_ca_file tls_protocols"
 
 TABLES: Final[dict[str, Spec]] = {
@@ -175,6 +189,9 @@ TABLES: Final[dict[str, Spec]] = {
         frozenset({Need.WORKERS}),
     ),
     "host_utilization": Spec(columns("f: cpu mem"), _host_utilization, frozenset({Need.UTILIZATION})),
+    "soft_oom": Spec(
+        columns("s: process q: limit_bytes used_bytes B: is_short q: refused_clients signals"), _soft_oom
+    ),
 }
 
 HELP: Final = "help"  # a notice, and no table

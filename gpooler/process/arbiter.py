@@ -100,6 +100,7 @@ class Arbiter:
         pid_file: PidFile | None = None,
         is_debug: bool = False,
         metrics_listeners: Sequence[Listener] = (),
+        on_serving: Callable[[], None] = lambda: None,
         old: OldMaster | None = None,
     ) -> None:
         """``old``: who runs until we serve; then its workers drain below us (``process/handover.py``)."""
@@ -125,6 +126,7 @@ class Arbiter:
         self.mock_key = os.urandom(MOCK_KEY_BYTES) if old is None else old.mock_key
         self._failures = FailureTable(workers, first)
         self.metrics_listeners = tuple(metrics_listeners)
+        self._on_serving = on_serving
         self.phase = Phase.BOOTING
         self._status = EXIT_OK
         self.incarnation = 0 if old is None else old.offer.incarnation
@@ -345,6 +347,7 @@ class Arbiter:
         self.family.past.set_process(ProcessWord.PHASE, phase)
         if phase == Phase.SERVING:
             self.manager.ready(self._serving())
+            self._on_serving()
         elif phase in (Phase.LEAVING, Phase.ENDED):
             self.manager.stopping("draining" if phase == Phase.LEAVING else "ending")
 

@@ -35,6 +35,7 @@ from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
 from gpooler.process.reload import Candidate
 from gpooler.process.settings import log_settings
+from gpooler.process.soft_oom import MemoryWatch
 from gpooler.routing.rules import is_of_database
 from gpooler.server.cancel import send_cancel
 from gpooler.stats.history import History
@@ -160,6 +161,7 @@ class Broker:
             is_session_logged=config.logging.log_session,
         )
         self._telemetry = self._make_telemetry()
+        self._memory = MemoryWatch(context.past, self._logger)
         self._web: Web | None = None
         if context.metrics_listeners:
             sockets = [listener.socket for listener in context.metrics_listeners]
@@ -176,6 +178,7 @@ class Broker:
         # EOF of the master is the planned end; a failure of the service ends the process for a successor.
         done = gevent.wait([greenlets[1], self._service.failed], count=1)[0]
         gevent.killall(greenlets + self._reporters)
+        self._memory.close()
         self._service.close()
         if self._web is not None:
             self._web.close()
@@ -204,6 +207,7 @@ class Broker:
                 self._service.inherit(SlotName(route_id, slot), server, fds[0])
             case control.Serve(is_settled=is_settled):
                 self._service.serve(is_settled, self._first_new_id())
+                self._memory.configure(self._config.soft_oom)  # no other broker does by now
                 if self._web is not None:  # not before all workers are known that make us ready
                     self._web.start()
                 self._control.send(control.Ready(os.getpid()))
@@ -232,6 +236,7 @@ class Broker:
         self._use(config, connectors)
         if log_settings(config) != log_settings(before):
             self._log.configure(log_settings(config))
+        self._memory.configure(config.soft_oom)
         if _reported(config) != _reported(before):
             gevent.killall(self._reporters)
             self._telemetry = self._make_telemetry()

@@ -3,6 +3,8 @@
 import os
 import resource
 import sys
+import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,13 +15,16 @@ from gpooler.client.password_checks import load_libraries
 from gpooler.config.effective import effective
 from gpooler.config.load import ConfigError, Loaded, load
 from gpooler.config.model import Config
+from gpooler.config.problems import Problem
 from gpooler.config.succession import succeed
 from gpooler.errors import ConfigurationError
 from gpooler.log import Logger, LogSettings
 from gpooler.logs.direct import DirectLog, open_direct
 from gpooler.net.listen import Listener
+from gpooler.process.affinity import Cores
 from gpooler.process.arbiter import Arbiter, EntryPoints
-from gpooler.process.context import EXIT_BOOT
+from gpooler.process.context import EXIT_BOOT, BrokerContext, WorkerContext
+from gpooler.process.daemon import Starter, detach, manager_variable
 from gpooler.process.listeners import bind, bind_metrics
 from gpooler.process.old_master import OldMaster, old_master
 from gpooler.process.pidfile import PidFile
@@ -50,13 +55,43 @@ def launch(config_path: Path, entries: EntryPoints) -> int:
         if old is not None:
             old.fail("\n".join(problems))
         return EXIT_CONFIG
+    starter: Starter | None = None
+    if old is not None:
+        why = "stays as it is in an online restart"
+        loaded = _with_daemonize(config_path, loaded, old.config.service.daemonize, why)
+    elif loaded.config.service.daemonize:
+        if variable := manager_variable():
+            why = f"is ignored: a service manager watches this process ({variable} is set)"
+            loaded = _with_daemonize(config_path, loaded, False, why)
+        elif isinstance(found := detach(), int):
+            return found
+        else:
+            starter = found
     setproctitle.setproctitle("gpooler: master")
     settings = log_settings(loaded.config)
     log = open_direct(settings)
     try:
-        return _launch(config_path, loaded, settings, log, entries, old)
+        return _launch(config_path, loaded, settings, log, entries, old, starter)
+    except Exception:
+        if starter is not None:  # who would see it otherwise?
+            log.logger.fatal(f"uncaught exception: {traceback.format_exc()}", context="master")
+        raise
     finally:
         log.close()
+
+
+def _with_daemonize(config_path: Path, loaded: Loaded, daemonize: bool, why: str) -> Loaded:
+    """The same with the option as it is to be, and a warning if it was not."""
+    config = loaded.config
+    if config.service.daemonize == daemonize:
+        return loaded
+    warning = Problem(str(config_path), None, "service.daemonize", why)
+    service = config.service.model_copy(update={"daemonize": daemonize})
+    return replace(
+        loaded,
+        config=config.model_copy(update={"service": service}),
+        warnings=(*loaded.warnings, warning),
+    )
 
 
 def _launch(
@@ -66,6 +101,7 @@ def _launch(
     log: DirectLog,
     entries: EntryPoints,
     old: OldMaster | None,
+    starter: Starter | None,
 ) -> int:
     config = loaded.config if old is None else succeed(old.config, loaded.config, is_restart=True)
     logger = log.logger
@@ -86,8 +122,13 @@ def _launch(
         pid_file = PidFile(path, None if old is None else old.lock(path)) if path else None
         if old is not None:
             old.close_spare()
+        _set_priority(config.service.priority)
+        cores = Cores(config.performance.cpu_affinity)
+        cores.take_master()
         _drop_privileges(config, listeners)
-        workers = config.performance.worker_count(len(os.sched_getaffinity(0)))
+        workers = config.performance.worker_count(len(cores.allowed))
+        if starter is not None:
+            starter.leave_terminal()
         status = Arbiter(
             config,
             config_path=config_path.absolute(),
@@ -95,10 +136,11 @@ def _launch(
             listeners=listeners,
             log=log,
             log_settings=settings,
-            entries=entries,
+            entries=_prepared(entries, cores, 1 if old is None else old.first_worker(workers), starter),
             pid_file=pid_file,
             is_debug=bool(os.environ.get(DEBUG_VARIABLE)),
             metrics_listeners=metrics_listeners,
+            on_serving=starter.serving if starter is not None else lambda: None,
             old=old,
         ).run()
     except ConfigurationError as error:
@@ -115,6 +157,34 @@ def _launch(
             pid_file.release()
     logger.info(f"gpooler ends with status {status}", context="master")
     return status
+
+
+def _set_priority(priority: int) -> None:
+    """Of this process, so of all that it forks. Raises ConfigurationError."""
+    try:
+        if priority:
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
+    except OSError as error:
+        raise ConfigurationError(f"could not set priority {priority}: {error.strerror}") from error
+
+
+def _prepared(entries: EntryPoints, cores: Cores, first: int, starter: Starter | None) -> EntryPoints:
+    """The same, each on its cores, and without what is the master's alone; ``first``: number of a worker."""
+
+    def prepare(worker: int | None, settings: LogSettings) -> None:
+        if starter is not None:
+            starter.forget()
+        cores.take_child(worker, settings)
+
+    def run_worker(context: WorkerContext) -> int:
+        prepare(context.worker - first + 1, context.log)
+        return entries.run_worker(context)
+
+    def run_broker(context: BrokerContext) -> int:
+        prepare(None, context.log)
+        return entries.run_broker(context)
+
+    return EntryPoints(run_worker, run_broker)
 
 
 def _listen(config: Config, old: OldMaster | None) -> tuple[list[Listener], list[Listener]]:

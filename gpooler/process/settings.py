@@ -10,7 +10,7 @@ def log_settings(config: Config) -> LogSettings:
     return LogSettings(
         format=logging.log_format,
         file=logging.log_file,
-        is_stdout=logging.log_to_stdout,
+        is_stdout=logging.log_to_stdout and not config.service.daemonize,
         is_syslog=logging.log_syslog,
         syslog_ident=logging.log_syslog_ident,
         syslog_facility=logging.log_syslog_facility,

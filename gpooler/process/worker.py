@@ -119,7 +119,7 @@ class Worker:
         # the same in every worker: they call the same statements by the same names
         statement_key = hashlib.sha256(b"prepared statements" + context.mock_key).digest()[:16]
         self._relay = Relay(counters.address, context.worker, has_quiet_ends(config), statement_key)
-        self._admission = Admission(counters)
+        self._admission = Admission(counters, context.past)
         self._peers = PeerChannels()
         self._cancels = Cancels(
             context.worker, context.workers, config.limits, self._relay, counters, self._peers, self._logger

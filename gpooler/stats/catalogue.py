@@ -158,10 +158,40 @@ PROCESS_GAUGES: Final = (
     Row("login_clients", "process.clients_login", ProcessWord.CLIENTS_LOGIN, "Clients that are logging in."),
     Row("console_clients", "process.consoles", ProcessWord.CONSOLES, "Clients of the console."),
     Row("accepting_workers", "process.listening", ProcessWord.LISTENING, "Workers that accept clients."),
+    Row(
+        "soft_oom_used_bytes",
+        "process.soft_oom.used_bytes",
+        ProcessWord.SOFT_OOM_USED,
+        "Memory in use as [soft_oom] measures it; 0 without.",
+    ),
+    Row(
+        "soft_oom_limit_bytes",
+        "process.soft_oom.limit_bytes",
+        ProcessWord.SOFT_OOM_LIMIT,
+        "The limit of that; 0 without.",
+    ),
+    Row(
+        "soft_oom_short",
+        "process.soft_oom.short",
+        ProcessWord.SOFT_OOM_SHORT,
+        "1 while new clients are refused because more is in use.",
+    ),
 )
 PROCESS_COUNTERS: Final = (
     Row("client_logins", "process.logins", ProcessWord.LOGINS, "Clients that completed their login."),
     Row("login_errors", "process.login_errors", ProcessWord.LOGIN_ERRORS, "Logins refused."),
+    Row(
+        "soft_oom_refused_clients",
+        "process.soft_oom.refused",
+        ProcessWord.SOFT_OOM_REFUSED,
+        "Clients refused because memory was short.",
+    ),
+    Row(
+        "soft_oom_signals",
+        "process.soft_oom.signals",
+        ProcessWord.SOFT_OOM_SIGNALS,
+        "Signals sent to processes because memory was short.",
+    ),
     Row(
         "sent_broker_messages",
         "process.broker_messages.sent",

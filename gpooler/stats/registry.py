@@ -36,6 +36,11 @@ class ProcessWord(IntEnum):
     CONSOLES = 13  # gauge: clients of the console (hub)
     PHASE = 32  # of the past's block: where the life of the master stands, a process.context.Phase (master)
     PID = 33  # (hub)
+    SOFT_OOM_USED = 40  # of the past's block, as the next two: gauge, bytes in use at the last look (broker)
+    SOFT_OOM_LIMIT = 41  # gauge: bytes, 0 where there is none (broker)
+    SOFT_OOM_SHORT = 42  # 1 while new clients are refused (broker)
+    SOFT_OOM_SIGNALS = 43  # of the past's block: sent to processes with too much memory (broker)
+    SOFT_OOM_REFUSED = 44  # clients refused (hub)
 
 
 class RouteWord(IntEnum):
@@ -124,5 +129,6 @@ PROCESS_COUNTERS: Final = (
     ProcessWord.BROKER_RECEIVED,
     ProcessWord.LOGINS,
     ProcessWord.LOGIN_ERRORS,
+    ProcessWord.SOFT_OOM_REFUSED,
 )
 """Words of the process block that only grow, so that a dead process's share is kept."""

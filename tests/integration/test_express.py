@@ -42,6 +42,8 @@ class House:
         self.logged_in: list[int] = []
         self.counters = SharedCounters.create()
         stack.callback(self.counters.close)
+        self.past = SharedCounters.create()
+        stack.callback(self.past.close)
         self.learned: list[ScramKeys | None] = []
         self.route = SimpleNamespace(
             route_id=ROUTE, version=1, learn=lambda secret, keys: self.learned.append(keys)
@@ -60,6 +62,7 @@ class House:
         self.express = Express(
             cast(Relay, self),
             self.counters.address,
+            self.past.address + ProcessWord.SOFT_OOM_SHORT * 8,
             cast(Login, self),
             lambda handle, guest, setup: self.logged_in.append(guest.number),
         )
@@ -336,5 +339,38 @@ def test_new_parameters_of_the_route_end_the_short_way_of_scram(house: House) ->
     client, _ = house.knock()
     prove(house, client)
     house.route.version = 2
+    house.entrance.poll()
+    assert house.told[1:] == [("proved", "joe")]
+
+
+@pytest.mark.parametrize("stored", [None, STORED, prepare([VERIFIER])])
+def test_while_memory_is_short_nobody_takes_the_short_way(house: House, stored: Stored) -> None:
+    _, first = house.knock()
+    house.remember(first, stored)
+    house.past.set_process(ProcessWord.SOFT_OOM_SHORT, 1)
+    house.knock()
+    assert house.told == [("startup", PACKET[4:])] * 2
+    house.past.set_process(ProcessWord.SOFT_OOM_SHORT, 0)
+    house.knock()
+    assert len(house.told) == 2
+
+
+def test_memory_that_is_short_when_the_password_comes_ends_the_short_way(house: House) -> None:
+    _, first = house.knock()
+    house.remember(first, STORED)
+    client, _ = house.knock()
+    salt = client.recv(100)[9:]
+    house.past.set_process(ProcessWord.SOFT_OOM_SHORT, 1)
+    client.sendall(message(b"p", answer(salt)))
+    house.entrance.poll()
+    assert house.told[1:] == [("proved", "joe")]
+
+
+def test_memory_that_is_short_when_a_proof_comes_ends_the_short_way(house: House) -> None:
+    _, first = house.knock()
+    house.remember(first, prepare([VERIFIER]))
+    client, _ = house.knock()
+    prove(house, client)
+    house.past.set_process(ProcessWord.SOFT_OOM_SHORT, 1)
     house.entrance.poll()
     assert house.told[1:] == [("proved", "joe")]

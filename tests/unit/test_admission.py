@@ -17,9 +17,10 @@ def workers() -> Iterator[list[Admission]]:
     """Three workers that see each other's cells."""
     with ExitStack() as stack:
         cells = [stack.enter_context(closing(SharedCounters.create())) for _ in range(3)]
+        past = stack.enter_context(closing(SharedCounters.create()))
         admissions = []
         for cell in cells:
-            admission = Admission(cell)
+            admission = Admission(cell, past)
             admission.peers = {number: peer for number, peer in enumerate(cells) if peer is not cell}
             admissions.append(admission)
         yield admissions

@@ -90,7 +90,7 @@ def of(status: Status) -> list[Option]:
     """Options of that status; sections that are refused as a whole are tested as such."""
     found = []
     for option in TABLE:
-        is_inside_refused = re.search(r"soft_oom|watchdog|group", option.section)
+        is_inside_refused = re.search(r"watchdog|group", option.section)
         if option.about.status is status and not is_inside_refused:
             found.append(option)
     return found
@@ -122,7 +122,6 @@ def test_what_does_nothing_is_warned_about_by_name_with_the_reason(option: Optio
 @pytest.mark.parametrize(
     "section",
     [
-        "soft_oom",
         "storage.order_storage.watchdog",
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpooler.config.effective import EffectiveError, effective
+from gpooler.config.listing import options
 from gpooler.config.load import load, load_text
 from gpooler.config.toml_text import basic_string, entry, value_text
 
@@ -95,3 +96,19 @@ def test_of_several_passwords_none_that_stands_in_the_file_is_shown() -> None:
     )
     assert "topsecret" not in printed
     assert 'password = ["********", { env = "ONE" }]  # not shown\n' in printed
+
+
+def test_what_is_said_of_memory_reads_back_and_is_listed() -> None:
+    written = (
+        f'{DEMO_TEXT}\n[soft_oom]\nlimit = "750MB"\nprocess = "postgres"\n[soft_oom.drop]\nsignal = "int"\n'
+    )
+    config = load_text(written).config
+    again = load_text(effective(config)).config
+    assert config.soft_oom == again.soft_oom
+    assert config.soft_oom is not None
+    assert config.soft_oom.drop is not None
+    assert (config.soft_oom.limit, config.soft_oom.drop.signal) == (750 << 20, "SIGINT")
+    listed = {option.key: option.value for option in options(config)}
+    assert listed["soft_oom.limit"] == str(750 << 20)
+    assert (listed["soft_oom.drop.signal"], listed["soft_oom.drop.max_rate"]) == ("SIGINT", "3")
+    assert "soft_oom" not in effective(load_text(DEMO_TEXT).config)

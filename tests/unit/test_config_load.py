@@ -201,7 +201,24 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
         (with_rule_lines('pool_discard_query = "A\\u0000"'), "zero byte"),
         (with_rule_lines('role = "admin"'), "role: has a place only where the storage is local"),
         (with_lines("[query_parsing]", 'mode = "full"'), 'must be one of "disabled", "minimal"'),
-        (with_lines("[soft_oom]", 'limit = "1GB"'), "soft_oom: is not built yet; remove the section"),
+        (with_lines("[soft_oom]", ""), "soft_oom.limit: is required and missing"),
+        (with_lines("[soft_oom]", 'limit = "-1GB"'), "must be more than nothing"),
+        (
+            with_lines("[soft_oom]", 'limit = "1GB"\nprocess = "sixteen_letters_"'),
+            "soft_oom.process: must be at most 15 characters",
+        ),
+        (
+            with_lines("[soft_oom]", 'limit = "1GB"\n[soft_oom.drop]'),
+            "soft_oom.drop: needs process: a signal goes only to processes of that name",
+        ),
+        (
+            with_lines("[soft_oom]", 'limit = "1GB"\n[soft_oom.drop]\nsignal = "SIGNONE"'),
+            "soft_oom.drop.signal: must be the name of a signal",
+        ),
+        (
+            with_lines("[soft_oom]", 'limit = "1GB"\n[soft_oom.drop]\nsignal = 15'),
+            "soft_oom.drop.signal: must be",
+        ),
         (with_rule_lines("[storage.order_storage.watchdog]"), "watchdog: is not built yet"),
         (with_rule_lines("password_passthrough = true"), "passthrough: excludes storage_password"),
         (with_rule_lines("password_passthrough = true"), "excludes storage_user where the rule has many"),

@@ -38,9 +38,6 @@ database.NAME.user.NAME.max_client_prepared_bytes database.NAME.user.NAME.disabl
 OF_SEVERAL_HOSTS: Final = re.compile(
     r"balancing|target_session_attrs|catchup|watchdog|availability_zone|endpoints_status|listen\.storage"
 )
-# To be built next; then this is to go.
-NEXT: Final = re.compile("daemonize|priority|cpu_affinity|enable_online_restart|soft_oom")
-
 # A value that is good in the demo, where the first that comes to mind is not.
 GOOD: Final[Mapping[str, Any]] = {
     "unix_socket_mode": "0660",
@@ -63,13 +60,13 @@ BESIDE: Final[Mapping[str, Mapping[str, Any]]] = {
     "ldap_endpoint.NAME": {"ldapserver": "h", "ldapbasedn": "x"},
     "shared_pool.NAME": {"pool_size": 3},
     "soft_oom": {"limit": "64MB"},
-    "soft_oom.drop": {"signal": "SIGTERM"},
 }
 # Options that need others, and have their meaning with them. DIRECTORY holds certificates.
 TOGETHER: Final = """
 [service]
 unix_socket_dir = "/tmp"
 unix_socket_mode = "0600"
+daemonize = true
 enable_online_restart = false
 bindwith_reuseport = false
 
@@ -77,6 +74,14 @@ bindwith_reuseport = false
 log_format = "%m"
 log_to_stdout = false
 log_file = "DIRECTORY/log"
+
+[soft_oom]
+limit = "1GB"
+process = "postgres"
+
+[soft_oom.drop]
+signal = "SIGTERM"
+max_rate = 3
 
 [routing]
 hba_file = "DIRECTORY/hba"
@@ -242,7 +247,7 @@ def test_every_option_is_shown() -> None:
 
 def test_only_what_needs_several_hosts_is_refused() -> None:
     refused = [row.name for row in ROWS if row.fate is Fate.REFUSED]
-    assert [name for name in refused if not (OF_SEVERAL_HOSTS.search(name) or NEXT.match(name))] == []
+    assert [name for name in refused if not OF_SEVERAL_HOSTS.search(name)] == []
 
 
 def of(fate: Fate) -> list[Row]:

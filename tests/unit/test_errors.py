@@ -53,6 +53,7 @@ EXAMPLES: list[tuple[errors.GpoolerError, str, str]] = [
     (errors.IdleInSessionPool(), "FATAL", "08006"),
     (errors.ClientMaxReached(100), "FATAL", "53300"),
     (errors.RuleClientMaxReached(100, "orders", "app"), "FATAL", "53300"),
+    (errors.MemoryShort(900, 800), "FATAL", "53200"),
     (errors.PoolTimeout(4000, 30, 12), "FATAL", "53300"),
     (errors.ServerConnectFailed(cause="10.0.0.1:5432: timed out"), "FATAL", "08006"),
     (errors.ServerAuthentication(cause="wants GSSAPI"), "FATAL", "08006"),
