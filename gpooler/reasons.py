@@ -18,7 +18,6 @@ class Reason(IntEnum):
     CLIENT_POOL_TIMEOUT = 5  # waited longer than pool_timeout
     CLIENT_IDLE = 6  # outside a transaction, for client_idle_timeout or pool_client_idle_timeout
     CLIENT_IDLE_IN_TRANSACTION = 7  # for pool_idle_in_transaction_timeout
-    CLIENT_LOGIN = 8  # refused or broken before login was complete
     CLIENT_CANCELLED = 9  # a cancel request met it while it waited (it stays connected)
     CLIENT_STALLED = 10  # left a message incomplete while holding a server
     SHUTDOWN = 11  # gpooler drains
@@ -41,9 +40,8 @@ class Reason(IntEnum):
     SERVER_RESET_TIMEOUT = 25
     SERVER_DIRTY_END = 26  # its client left inside a message, COPY or uncertain pipeline
     SERVER_DEPLOY_FAILED = 27  # refused the session parameters of a client
-    SERVER_RECALLED = 28  # evicted for another route under the same cap
+    SERVER_RECALLED = 28  # evicted for another route under the same cap, or the pool became smaller
     SERVER_RESET_FAILED = 29
-    SERVER_SURPLUS = 30  # the pool became smaller
     SERVER_CLIENT_LEFT = 31  # was opened for one client, which has left
     SERVER_OLD_PLAN = 32  # reported that a cached plan must not change its result type
     SERVER_OBSOLETE = 33  # the configuration says something else by now, or RECONNECT was asked for

@@ -16,7 +16,8 @@ from gpooler.config.model import Limits
 
 BUCKETS: Final = 1024
 WAYS: Final = 4  # entries of a bucket
-KEY, COUNT, LAST_US, CLEARED_US, BANNED_UNTIL_US = range(5)  # words of an entry; a key of 0: it is free
+# words of an entry; a key of 0: it is free. BANNED_AFTER: failures over all workers that led to the ban
+KEY, COUNT, LAST_US, CLEARED_US, BANNED_UNTIL_US, BANNED_AFTER = range(6)
 ENTRY: Final = 8
 NAMES_MOST: Final = 4096  # of bans, kept for the console
 PART: Final = BUCKETS * WAYS * ENTRY
@@ -42,7 +43,7 @@ class FailureTable:
         start = (worker - self._first) * PART
         entries = (self._read(at) for at in range(start, start + PART, ENTRY))
         return [
-            (entry[KEY], entry[COUNT], entry[BANNED_UNTIL_US])
+            (entry[KEY], entry[BANNED_AFTER], entry[BANNED_UNTIL_US])
             for entry in entries
             if entry[KEY] and entry[BANNED_UNTIL_US] > now_us
         ]
@@ -56,6 +57,7 @@ class FailureTable:
         words[at + LAST_US] = now_us
         count = sum(entry[COUNT] for entry in self._entries(key) if entry[LAST_US] > begin_us)
         if count >= most:
+            words[at + BANNED_AFTER] = count
             words[at + BANNED_UNTIL_US] = now_us + ban_us
         return count >= most
 

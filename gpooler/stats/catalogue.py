@@ -21,7 +21,6 @@ NORMAL_ENDS: Final = frozenset(
         Reason.SERVER_LIFETIME,
         Reason.SERVER_IDLE,
         Reason.SERVER_RECALLED,
-        Reason.SERVER_SURPLUS,
         Reason.SERVER_OBSOLETE,
         Reason.SERVER_CLIENT_LEFT,
     }

@@ -388,6 +388,26 @@ def test_times_and_ages_are_those_of_the_clock(make: Make, postgres: Postgres) -
         assert of_client(control, "CLIENTS_EXTENDED", client)["transaction_us"] is None
 
 
+def test_logins_refused_and_lines_lost_are_counted(make: Make) -> None:
+    pool = make(logging={"log_queue_depth": 1, "log_query": True})
+    with ExitStack() as stack, console(pool) as control:
+        clients = spread(pool, stack, 4)
+        count = 6
+        for _ in range(count):
+            with pool.raw() as stranger:
+                stranger.send(b"\0\0\0\x08\0\x09\0\0")  # a protocol that there is not
+                stranger.read_to_end()
+        refused = "ERRORS WHERE error_type = 'login_refused'"
+        eventually(lambda: control.one(refused)["count"] == count)
+        long = parse(f"SELECT '{'x' * 8000}'")
+        for client in clients:
+            client.send(*[long] * 300, SYNC)
+            client.read_until()
+        eventually(lambda: all(row["log_lines_lost"] > 0 for row in control.show("WORKERS")))
+        lost = sum(row["log_lines_lost"] for row in control.show("WORKERS"))
+        assert lost <= pool.process_count(ProcessWord.LOG_LINES_LOST)
+
+
 def test_what_cannot_be_moved_is_always_zero_or_null(make: Make) -> None:
     """And docs/console.md says so of each, with the reason."""
     pool = make()

@@ -163,6 +163,7 @@ def test_bans_are_shown(make: Callable[..., Gpooler]) -> None:
     with console(pool) as control:
         ban = control.one("BANS")
         assert (ban["address"], ban["user"]) == ("127.0.0.1", "stat")
+        assert ban["failures"] == 2
         assert 0 < ban["remaining_ms"] <= 60_000
 
 
@@ -173,4 +174,5 @@ def test_names_that_were_resolved_are_shown(make: Callable[..., Gpooler], postgr
         host = control.one("DNS_HOSTS")
         assert host["hostname"] == "localhost"
         assert f"127.0.0.1:{postgres.port}" in host["addrs"]
+        assert 0 <= host["ttl"] <= 30  # seconds, of dns_cache_ttl
         assert control.one("LISTS WHERE list = 'dns_names'")["items"] == 1

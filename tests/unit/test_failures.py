@@ -129,3 +129,10 @@ def test_trusted_networks_and_unix_sockets_are_neither_counted_nor_delayed(
         assert not them.is_banned(address, b"joe")
         assert them.delay_s(address) == 0
     assert them.delay_s(packed("198.51.100.1")) == 0.25
+
+
+def test_a_ban_is_told_with_the_failures_of_all_workers() -> None:
+    table = FailureTable(2)
+    assert not table.add(1, 7, 1000, most=2, ban_us=500)
+    assert table.add(2, 7, 1001, most=2, ban_us=500)
+    assert (table.bans(1, 1002), table.bans(2, 1002)) == ([], [(7, 2, 1501)])
