@@ -186,8 +186,9 @@ cdef void slow_held(Engine* e, Client* c) noexcept nogil:
     cdef uint64_t since = asked.queued_us if asked.queued_us else asked.sent_us
     if asked.is_measured:
         asked.record.send_us += e.now_us - since
-    # the answer to the next request of a pipeline was not read meanwhile
-    asked.held_us += e.now_us - (since if since > asked.sent_us else asked.sent_us)
+    if asked.sent_us:
+        # the answer to the next request of a pipeline was not read meanwhile
+        asked.held_us += e.now_us - (since if since > asked.sent_us else asked.sent_us)
     asked.queued_us = e.now_us
 
 
