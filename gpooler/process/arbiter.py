@@ -36,6 +36,8 @@ from gpooler.process.context import (
 from gpooler.process.control import (
     Act,
     Acted,
+    AllGone,
+    AwaitGone,
     Committed,
     Complaint,
     Drain,
@@ -275,6 +277,7 @@ class Arbiter:
         if broker is not None:
             self.vault.hand_over(broker.link)
             broker.link.send(Serve(is_settled))
+            self.operations.tell_new_broker()
 
     def start_missing(self) -> None:
         """``restart.Master``."""
@@ -423,6 +426,8 @@ class Arbiter:
                 case LetServer() if child.number == BROKER:
                     self.vault.let(message)
                     self.operations.look()
+                case AllGone() if child.number == BROKER:
+                    self.operations.gone(message.token)
                 case Act() if child.number != BROKER:
                     self.operations.perform(message, self._answerer(child, message))
                 case Killed() if child.number != BROKER:
@@ -522,6 +527,12 @@ class Arbiter:
     def _answerer(self, child: Child, act: Act) -> Answer:
         """Tells a worker what became of what it asked for."""
         return lambda is_good, text: child.link.send(Acted(act.token, is_good, text[:TEXT_MOST]))
+
+    def tell_broker(self, message: AwaitGone) -> None:
+        """``operations.Master``."""
+        broker = self.family.get(BROKER)
+        if broker is not None:
+            broker.link.send(message)
 
     def tell_workers(self, message: Kill) -> list[Child]:
         """``operations.Master``."""

@@ -211,6 +211,8 @@ class Broker:
                 if self._web is not None:  # not before all workers are known that make us ready
                     self._web.start()
                 self._control.send(control.Ready(os.getpid()))
+            case control.AwaitGone(token=token, name=name):
+                gevent.spawn(self._await_gone, token, name)
             case control.ReopenLog():
                 self._log.reopen()
             case control.Prepare(serial=serial):
@@ -258,6 +260,29 @@ class Broker:
             if any(counters.route_block(route_id))
         ]
         return max(used, default=-1) + 1
+
+    def _await_gone(self, token: int, name: str) -> None:
+        """Servers are given to none whose route is paused, but a wish may be on its way: look twice."""
+        looks = 0
+        while looks < 2:
+            if name not in self._config.pauses:
+                return  # resumed
+            looks = 0 if self._has_slots(name) else looks + 1
+            gevent.sleep(_READY_PAUSE_S)
+        self._control.send(control.AllGone(token))
+
+    def _has_slots(self, name: str) -> bool:
+        """Whether a database has a server, or may have one soon."""
+        if not self._service.ledger.is_ready:
+            return True
+        return any(
+            route.slots and not route.key.is_replication and self._is_of_database(route, name)
+            for route in self._service.ledger.routes.values()
+        )
+
+    def _is_of_database(self, route: Route, name: str) -> bool:
+        rule = self._rules.get(route.key.rule)
+        return not name or (rule is not None and is_of_database(rule, route.key.database, name))
 
     def complain(self, worker: WorkerId, text: str) -> None:
         """``broker.service.Master``."""

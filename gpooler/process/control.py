@@ -77,6 +77,15 @@ class Serve:
     is_settled: bool  # no server ends that nobody will report: ``Ledger.serve``
 
 
+@dataclass(frozen=True, slots=True)
+class AwaitGone:
+    """Answer ``AllGone`` when no server of a database is left, nor one being opened (PAUSE)."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+    name: str  # of the database, empty for all
+
+
 # --- master to both -----------------------------------------------------------------------------
 
 
@@ -166,6 +175,14 @@ class LetServer:
     slot: int
 
 
+@dataclass(frozen=True, slots=True)
+class AllGone:
+    """From the broker, for an ``AwaitGone``."""
+
+    DESCRIPTORS: ClassVar[int] = 0
+    token: int
+
+
 # --- child to master ------------------------------------------------------------------------------
 
 
@@ -232,6 +249,8 @@ CODEC: Final = Codec(
         AttachWorker,
         DetachWorker,
         Serve,
+        AwaitGone,
+        AllGone,
         HeldServer,
         LetServer,
         ReopenLog,

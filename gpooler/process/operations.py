@@ -2,7 +2,7 @@
 
 What is to hold for new processes, too, is part of the configuration in force (``pauses``, ``disabled``, the
 epochs of rules), so it comes into force as a reload does. Who waits for servers to be gone waits here: the
-vault knows every one.
+broker says when none is left, being opened or open; which ones were open at some time the vault knows.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from gpooler.config.model import Config
 from gpooler.config.succession import renew_servers
 from gpooler.config.words import Pause
 from gpooler.process.changes import Made
-from gpooler.process.control import Act, HeldServer, Kill
+from gpooler.process.control import Act, AwaitGone, HeldServer, Kill
 from gpooler.process.family import Child
 from gpooler.process.reload import Answer
 from gpooler.process.vault import Vault
@@ -37,6 +37,9 @@ class Master(Protocol):
 
     def shut_down(self, *, is_patient: bool, is_now: bool) -> None:
         """End. ``is_patient``: let clients stay until they leave; ``is_now``: at once."""
+
+    def tell_broker(self, message: AwaitGone) -> None:
+        """Send it, if a broker lives."""
 
     def tell_workers(self, message: Kill) -> list[Child]:
         """Send it to each that lives."""
@@ -66,6 +69,7 @@ class Operations:
         self._waits: list[_Wait] = []
         self._outdated: set[tuple[int, int]] = set()  # route and slot, until that server is gone
         self._killings: dict[int, _Killing] = {}
+        self._pausing: dict[int, tuple[str, Answer]] = {}  # databases whose servers are to go
         self._serial = 0
 
     def perform(self, act: Act, answer: Answer) -> None:
@@ -73,7 +77,7 @@ class Operations:
         name = act.argument
         match act.verb:
             case "PAUSE":
-                then = lambda: self._wait(lambda: not self._servers(name), answer)  # noqa: E731
+                then = lambda: self._await_gone(name, answer)  # noqa: E731
                 self._pause(name, Pause.CLOSE, then, answer)
             case "SUSPEND":
                 self._pause(EVERY, Pause.KEEP, lambda: answer(True, ""), answer)
@@ -105,6 +109,16 @@ class Operations:
             self._waits.remove(wait)
             wait.answer(True, "")
 
+    def tell_new_broker(self) -> None:
+        """What an earlier one was asked for and has not answered."""
+        for token, (name, _) in self._pausing.items():
+            self._master.tell_broker(AwaitGone(token, name))
+
+    def gone(self, token: int) -> None:
+        """The broker's answer."""
+        if token in self._pausing:
+            self._pausing.pop(token)[1](True, "")
+
     def killed(self, child: Child, serial: int, count: int) -> None:
         """A worker has ended so many of those that a ``Kill`` named; none by one that is dead."""
         killing = self._killings.get(serial)
@@ -129,7 +143,8 @@ class Operations:
         """Nothing that is waited for will be seen here any more."""
         answers = [wait.answer for wait in self._waits]
         answers += [killing.answer for killing in self._killings.values()]
-        self._waits, self._killings = [], {}
+        answers += [answer for _, answer in self._pausing.values()]
+        self._waits, self._killings, self._pausing = [], {}, {}
         for answer in answers:
             answer(False, text)
 
@@ -160,7 +175,12 @@ class Operations:
             }
             return config.model_copy(update={"pauses": pauses})
 
-        self._change(update, answer, f"{_whom(name)} resumed")
+        title = f"{_whom(name)} resumed"
+        for token, (paused, waiting) in list(self._pausing.items()):
+            if name in (EVERY, paused):
+                del self._pausing[token]
+                waiting(False, f"{title} before its servers were gone")
+        self._change(update, answer, title)
 
     def _disable(self, name: str, is_disabled: bool, answer: Answer) -> None:
         def update(config: Config) -> Config:
@@ -183,6 +203,11 @@ class Operations:
         workers = self._master.tell_workers(Kill(self._serial, name, is_client))
         awaited = {worker.incarnation for worker in workers}
         self._killings[self._serial] = _Killing(awaited, 0, name, is_client, answer)
+
+    def _await_gone(self, name: str, answer: Answer) -> None:
+        self._serial += 1
+        self._pausing[self._serial] = name, answer
+        self._master.tell_broker(AwaitGone(self._serial, name))
 
     def _wait(self, is_over: Callable[[], bool], answer: Answer) -> None:
         self._waits.append(_Wait(is_over, answer))

@@ -9,6 +9,7 @@ from typing import Final
 from gpooler.clock import monotonic_us
 
 FIRST_FD: Final = 3
+PATIENCE_S: Final = 0.5  # with a manager whose queue is full: whom it watches it must hear
 _ABSTRACT: Final = "@"
 
 
@@ -22,7 +23,7 @@ class Manager:
             self._address = "\0" + self._address[1:]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         if self._socket is not None:
-            self._socket.setblocking(False)
+            self._socket.settimeout(PATIENCE_S)
         self.watchdog_s: float | None = None
         is_ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         with suppress(ValueError):
@@ -47,7 +48,7 @@ class Manager:
 
     def alive(self) -> None:
         """For its watchdog."""
-        self._tell("WATCHDOG=1")
+        self._tell("WATCHDOG=1", flags=socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Tell nothing more; in a child, too."""
@@ -55,10 +56,10 @@ class Manager:
             self._socket.close()
             self._socket = None
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, flags: int = 0) -> None:
         if self._socket is not None:
             with suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), self._address)
+                self._socket.sendto("\n".join(lines).encode(), flags, self._address)
 
 
 def given_sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
@@ -73,6 +74,19 @@ def test_pause_waits_until_servers_are_gone_and_clients_wait_until_resume(
             assert clients[1].rows() == [["2"]]
             assert clients[0].rows() == [["3"]]
             assert refusal(control, "RESUME app") == ("55000", 'database "app" is not paused')
+
+
+def test_a_pause_that_waits_ends_with_resume(postgres: Postgres, pool: Gpooler) -> None:
+    with pool.connect() as client, ThreadPoolExecutor(1) as threads, console(pool) as control:
+        client.execute("BEGIN")
+        with console(pool) as pausing:
+            answer = threads.submit(pausing.connection.execute, "PAUSE app")
+            eventually(lambda: control.show("DATABASES WHERE name = 'app' AND paused = 1"))
+            control.connection.execute("RESUME app")
+            with pytest.raises(psycopg.Error, match="resumed before its servers were gone"):
+                answer.result(20)
+        client.execute("COMMIT")
+        assert client.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_postgresql_is_restarted_under_pause_and_no_client_sees_it(postgres: Postgres, pool: Gpooler) -> None:
