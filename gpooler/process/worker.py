@@ -22,14 +22,14 @@ from gpooler.client import peers
 from gpooler.client.admission import Admission
 from gpooler.client.agents import Agents
 from gpooler.client.cancels import Cancels
-from gpooler.client.clients import Clients, virtual_answers, wait_notices
+from gpooler.client.clients import Clients
 from gpooler.client.login import Login
 from gpooler.client.password_checks import missing_libraries
 from gpooler.client.peer_channels import PeerChannels
 from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config, Rule
-from gpooler.config.words import Pause, SessionState, SessionStateCheck
+from gpooler.config.words import Pause
 from gpooler.console.acts import Acts
 from gpooler.console.asker import BROKER, Asker
 from gpooler.console.clients import ConsoleClients
@@ -49,17 +49,17 @@ from gpooler.process.context import EXIT_BOOT, EXIT_OK, WorkerContext
 from gpooler.process.fork import EXIT_CRASH
 from gpooler.process.heartbeat import beat
 from gpooler.process.patch import patch
+from gpooler.process.relay_options import has_quiet_ends, route_options
 from gpooler.process.reload import Candidate, take_over
 from gpooler.process.settings import log_settings
 from gpooler.reasons import Reason
 from gpooler.relay.events import RouteEvent
 from gpooler.relay.relay import Relay
-from gpooler.routing.route import SMART_DISCARD, Route, RouteKey, endpoint_of, key_of
+from gpooler.routing.route import Route, RouteKey, endpoint_of, key_of
 from gpooler.routing.rules import is_of_database
 from gpooler.server.servers import Servers
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
-from gpooler.wire.text import encode
 
 DRAIN_TICK_S: Final = 0.1
 
@@ -78,11 +78,6 @@ def run_worker(context: WorkerContext) -> int:
         log.close()
         return EXIT_BOOT
     return worker.run()
-
-
-# as the relay counts them (relay/engine.pxd: StateMode, CheckMode)
-STATE_MODES: Final = {mode: number for number, mode in enumerate(SessionState)}
-CHECK_MODES: Final = {mode: number for number, mode in enumerate(SessionStateCheck)}
 
 
 class WorkerTls:
@@ -194,7 +189,6 @@ class Worker:
         self._opening: dict[RouteKey, Event] = {}
         self._recalls: dict[int, tuple[int, int]] = {}  # token → (route id, recall id)
         self._drops: dict[int, AsyncResult] = {}
-        self._login_timeout_ms = login_timeout_ms(config)
         self._candidate = Candidate(self._make_ready)
         self._opened: list[Listener] = []  # of the configuration that is committed next
         self._acts: dict[int, AsyncResult] = {}  # asked of the master
@@ -283,7 +277,6 @@ class Worker:
         self._relay.set_quiet_ends(has_quiet_ends(config))
         self._resolver.ttl_us = config.performance.dns_cache_ttl * 1000
         self._rules = {rule.name: rule for rule in config.served}
-        self._login_timeout_ms = login_timeout_ms(config)
         self._cancels.configure(config.limits)
         self._failures.configure(config.limits)
         self._servers.configure(config, prepared.tls.connectors)
@@ -446,52 +439,7 @@ class Worker:
 
     def _tell_relay(self, route: Route) -> None:
         """Of a new route, or of what its rule says now."""
-        rule = route.rule
-        self._relay.open_route(
-            route.route_id,
-            mode=route.mode,
-            is_dedicated=route.is_replication,
-            discard=route.is_discarded,
-            can_cancel=rule.pool_cancel,
-            can_rollback=rule.pool_rollback,
-            attach_check=rule.pool_attach_check,
-            maintain_params=rule.maintain_params and not route.is_replication,
-            adds_host=rule.maintain_params and rule.application_name_add_host and not route.is_replication,
-            defers_begin=self._config.routing.virtual_transaction,
-            has_prepared=rule.pool_reserve_prepared_statement,
-            max_copies=rule.max_prepared_statements,
-            max_names_bytes=rule.max_client_prepared_bytes,
-            session_state=STATE_MODES[rule.session_state],
-            pin_on_listen=rule.pool_pin_on_listen,
-            state_check=CHECK_MODES[rule.session_state_check],
-            log_query=rule.log_query or self._config.logging.log_query,
-            log_slow_ms=self._slow_ms(route),
-            pool_timeout_ms=rule.pool_timeout,
-            pool_ttl_s=rule.pool_ttl,
-            reset_timeout_ms=rule.pool_reset_timeout_ms,
-            login_timeout_ms=self._login_timeout_ms,
-            keep=0,
-            discard_query=encode(route.discard_query),
-            keeps_copies=route.discard_query == SMART_DISCARD,
-            resets_parameters=rule.pool_discard_query is None,
-            drops_old_plans=rule.server_drop_on_cached_plan_error,
-            idle_timeout_s=route.idle_timeout_s,
-            idle_in_transaction_s=rule.pool_idle_in_transaction_timeout,
-            query_timeout_s=rule.query_timeout,
-            transaction_timeout_s=rule.transaction_timeout,
-            notice_after_ms=rule.pool_notice_after_waiting_ms,
-            notices=wait_notices(),
-            virtual_answers=virtual_answers()
-            if self._config.routing.virtual_processing and not route.is_replication
-            else (),
-        )
-
-    def _slow_ms(self, route: Route) -> int:
-        """Requests that take so long are logged; 0 for none. A replication connection has none that ends."""
-        if route.is_replication:
-            return 0
-        own = route.rule.log_slow_ms
-        return self._config.logging.log_slow_ms if own is None else own
+        self._relay.open_route(route.route_id, **route_options(self._config, route))
 
     # -- the broker speaks
 
@@ -599,16 +547,6 @@ class Worker:
             drop.set((now, later))
             return
         self._cancels.on_reply(token, reply)
-
-
-def has_quiet_ends(config: Config) -> bool:
-    """Whether the end of a client may be told late: nobody waits for the place where it is not limited."""
-    return not (config.limits.client_max or any(rule.client_max for rule in config.served))
-
-
-def login_timeout_ms(config: Config) -> int:
-    """After which an unfinished message of a client counts as its end."""
-    return max(listen.client_login_timeout for listen in config.listen)
 
 
 def _channel(fd: int, codec: Codec) -> Channel:
