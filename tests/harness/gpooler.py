@@ -21,12 +21,15 @@ from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from tests.harness.client import SSL_REQUEST, RawClient
 from tests.harness.dirt import busy_servers, dirty_servers
+from tests.harness.forkserver import Forked, fork_server
 from tests.harness.postgres import PASSWORD, Postgres
 from tests.harness.tools import eventually, free_port
 
 STOP_TIMEOUT_S: Final = 15
 # Descriptors a worker may open after it is ready and keep: parked servers, resolver, thread pool, log.
 DESCRIPTOR_SLACK: Final = 16
+
+REAL_VARIABLE: Final = "GPOOLER_REAL_COMMAND"
 
 Config = Mapping[str, Any]
 
@@ -74,7 +77,7 @@ class Gpooler:
 
     ``config`` is laid over basic_config(), ``rule`` over its only rule, ``listener`` over its listener;
     ``text`` is a whole configuration file instead, where ``{port}`` stands for the port. ``environment`` is
-    added to our own.
+    added to our own. Without one it is started by a fork (``forkserver.py``), unless REAL_VARIABLE is set.
     """
 
     def __init__(
@@ -95,8 +98,9 @@ class Gpooler:
         self.log_file = self.directory / "log"
         self._postgres = postgres
         self._environment = {**os.environ, **(environment or {})}
-        self._process: subprocess.Popen[bytes] | Successor | None = None
-        self._masters: list[subprocess.Popen[bytes] | Successor] = []  # that were replaced
+        self._is_forked = environment is None and not os.environ.get(REAL_VARIABLE)
+        self._process: Process | None = None
+        self._masters: list[Process] = []  # that were replaced
         self._family: dict[int, psutil.Process] = {}  # every process ever seen below the master
         self._descriptors: dict[int, int] = {}
         self.may_be_dirty = ""  # why servers are left as no client should find them, if a test wants it so
@@ -119,11 +123,15 @@ class Gpooler:
     def start(self) -> "Gpooler":
         """Start and wait until every worker accepts."""
         with open(self.log_file, "ab") as log:
-            self._process = subprocess.Popen(
-                [*command(), "run", "-c", str(self.config_file)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, env=self._environment,
-                start_new_session=True,
-            )  # fmt: skip
+            run = [*command(), "run", "-c", str(self.config_file)]
+            if self._is_forked:
+                environment, directory = self._environment, str(self.directory)
+                self._process = fork_server().start(run, environment, directory, log.fileno())
+            else:
+                self._process = subprocess.Popen(
+                    run, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
+                    env=self._environment, start_new_session=True,
+                )  # fmt: skip
         try:
             eventually(self._answers, within=20)
             eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
@@ -457,6 +465,9 @@ class Successor:
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+
+
+Process = subprocess.Popen[bytes] | Forked | Successor
 
 
 def command() -> list[str]:
