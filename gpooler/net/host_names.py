@@ -49,16 +49,16 @@ class HostNames:
     def configure(self, config: Config) -> None:
         """From now on; what ``prepare`` was given before."""
         names = names_of(config)
-        interval_s = max(INTERVAL_LEAST_S, config.performance.dns_cache_ttl / 1000)
-        if interval_s != self._interval_s:
-            self._interval_s = interval_s
-            self._is_over.set()
-            self._is_over = Event()
         for name in self._askers.keys() - names:
             self._askers.pop(name).kill(block=False)
             del self.addresses[name]
             self._good_until_us.pop(name, None)
             self._failing.discard(name)
+        interval_s = max(INTERVAL_LEAST_S, config.performance.dns_cache_ttl / 1000)
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            self._is_over.set()
+            self._is_over = Event()
         for name in names - self._askers.keys():
             self.addresses[name] = frozenset()
             first = self._first[name] if name in self._first else self._ask(name)
