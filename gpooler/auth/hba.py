@@ -29,6 +29,7 @@ TAKES: Final[Mapping[str, frozenset[str]]] = {
 ALL: Final = "all"
 SAMEHOST: Final = "samehost"
 SAMENET: Final = "samenet"
+NO_HOSTS: Final[Mapping[str, Collection[Address]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class Entry:
     kind: str
     databases: tuple["Token", ...]
     users: tuple["Token", ...]
-    networks: tuple[Network, ...]  # nothing for ``local``, ``all``, ``samehost`` and ``samenet``
+    networks: tuple[Network, ...]  # nothing for a host name, ``local``, ``all``, ``samehost`` and ``samenet``
     where: str  # which of those four it is, or empty
+    host: str  # a host name, or empty
     method: Method
     method_name: str
 
@@ -110,35 +112,51 @@ class Hba:
         return any(entry.where not in (LOCAL, ALL) for entry in self.entries)
 
     @property
+    def host_names(self) -> frozenset[str]:
+        """The names whose addresses ``match`` wants to know."""
+        return frozenset(entry.host for entry in self.entries if entry.host)
+
+    @property
     def wants_interfaces(self) -> bool:
         """Whether ``interfaces`` matter."""
         return any(entry.where in (SAMEHOST, SAMENET) for entry in self.entries)
 
     def match(
-        self, kind: str, database: str, user: str, address: Address | None, *, is_physical: bool = False
+        self,
+        kind: str,
+        database: str,
+        user: str,
+        address: Address | None,
+        *,
+        is_physical: bool = False,
+        hosts: Mapping[str, Collection[Address]] = NO_HOSTS,
     ) -> Entry | None:
         """The line of a client; None when none takes it, which refuses it.
 
         ``kind`` is one of LOCAL, HOSTSSL, HOSTNOSSL; ``is_physical``: it asks for physical replication,
-        which has no database and which ``all`` does not take.
+        which has no database and which ``all`` does not take; ``hosts``: addresses by name.
         """
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         for entry in self.entries:
             if (
                 kind in TAKES[entry.kind]
-                and self._takes_address(entry, address)
+                and self._takes_address(entry, address, hosts)
                 and _takes_database(entry.databases, database, user, is_physical)
                 and _takes_user(entry.users, user)
             ):
                 return entry
         return None
 
-    def _takes_address(self, entry: Entry, address: Address | None) -> bool:
+    def _takes_address(
+        self, entry: Entry, address: Address | None, hosts: Mapping[str, Collection[Address]]
+    ) -> bool:
         if entry.where in (LOCAL, ALL):
             return True
         if address is None:
             return False
+        if entry.host:
+            return address in hosts.get(entry.host, ())
         if entry.where == SAMEHOST:
             return address in self.interfaces.addresses
         networks = self.interfaces.networks if entry.where == SAMENET else entry.networks

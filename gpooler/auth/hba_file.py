@@ -22,6 +22,7 @@ from gpooler.auth.hba import (
     Network,
     Token,
 )
+from gpooler.auth.host_name import host_name
 
 INCLUDES: Final = ("include", "include_if_exists", "include_dir")
 INCLUDE_DEPTH_MOST: Final = 10  # as PostgreSQL's CONF_FILE_MAX_DEPTH
@@ -139,13 +140,13 @@ class _Reader:
         databases = self._names(file, line[1], outer, _check_database)
         users = self._names(file, line[2], outer, _check_user)
         networks: tuple[Network, ...] = ()
-        where, rest = LOCAL, line[3:]
+        where, host, rest = LOCAL, "", line[3:]
         if kind != LOCAL:
-            networks, where, rest = _address(line[3:])
+            networks, where, host, rest = _address(line[3:])
         name = _only(rest[0], "method")
         if len(rest) > 1:
             raise _Wrong(f'options of a method are not supported: "{rest[1][0].text}"')
-        return Entry(file, number, kind, databases, users, networks, where, _method(name, kind), name)
+        return Entry(file, number, kind, databases, users, networks, where, host, _method(name, kind), name)
 
     def _names(
         self, file: str, field: Field, outer: tuple[str, ...], check: Callable[[Token], None]
@@ -208,28 +209,29 @@ def _method(name: str, kind: str) -> Method:
     return method
 
 
-def _address(columns: list[Field]) -> tuple[tuple[Network, ...], str, list[Field]]:
-    """Networks, keyword and the columns behind the address."""
+def _address(columns: list[Field]) -> tuple[tuple[Network, ...], str, str, list[Field]]:
+    """Networks, keyword, host name and the columns behind the address."""
     text, is_quoted = _only(columns[0], "address"), columns[0][0].is_quoted
     if text in (ALL, SAMEHOST, SAMENET) and not is_quoted:
-        return (), text, columns[1:]
+        return (), text, "", columns[1:]
     if "/" in text:
         prefix = text.partition("/")[2]
         if not prefix.isascii() or not prefix.isdecimal():
             raise _Wrong(f'"{text}" is no network')
         try:
-            return (ip_network(text, strict=False),), "", columns[1:]
+            return (ip_network(text, strict=False),), "", "", columns[1:]
         except ValueError:
             raise _Wrong(f'"{text}" is no network') from None
     try:
         address = ip_address(text)
     except ValueError:
-        raise _Wrong(
-            f'"{text}" is no address, and host names are not supported: give the address or network'
-        ) from None
+        try:
+            return (), "", host_name(text), columns[1:]
+        except ValueError as error:
+            raise _Wrong(f'"{text}" is no address and no host name: {error}') from None
     if len(columns) < 3:
         raise _Wrong(f'"{text}" needs a mask: write "{text}/{address.max_prefixlen}" for this one address')
-    return (_masked(address, _only(columns[1], "mask")),), "", columns[2:]
+    return (_masked(address, _only(columns[1], "mask")),), "", "", columns[2:]
 
 
 def _masked(address: Address, text: str) -> Network:

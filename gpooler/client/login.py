@@ -43,6 +43,7 @@ from gpooler.errors import (
 )
 from gpooler.faults import fault_point
 from gpooler.log import Logger, client_id
+from gpooler.net.host_names import HostNames
 from gpooler.net.tcp import Option, set_options, tcp_settings
 from gpooler.net.tls import ALPN, Acceptor, TlsFault, run_heavy
 from gpooler.relay.relay import Relay
@@ -130,6 +131,7 @@ class Login:
         mock_key: bytes,
         sources: Sources,
         groups: Groups,
+        hosts: HostNames,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
         failures: Failures,
@@ -147,7 +149,8 @@ class Login:
         self._mock_key = mock_key
         self._sources = sources
         self._groups = groups
-        groups.on_change = self._on_members
+        self._hosts = hosts
+        groups.on_change = hosts.on_change = self._look_anew
         self._names = names
         self._on_adopted = on_adopted
         self._failures = failures
@@ -169,6 +172,7 @@ class Login:
         self._rules = {rule.name: rule for rule in config.served}
         self._plans = Plans(config, self._logger.is_debug)
         self._plans.members = self._groups.members
+        self._plans.hosts = self._hosts.addresses
         general = tcp_settings(config.performance)
         self._socket_changes = {
             rule.name: tcp_settings(config.performance, rule).changes(general) for rule in config.served
@@ -376,7 +380,8 @@ class Login:
         else:
             gevent.spawn(self._wait_for_groups, guest, data, packet)
 
-    def _on_members(self) -> None:
+    def _look_anew(self) -> None:
+        """Who is in which group has changed, or which addresses a host has."""
         self._plans.forget()
         self.forget()
 
@@ -630,7 +635,7 @@ class Login:
         if limits.client_max is not None or not plan.is_plain or self.is_draining:
             return
         if self._plans.find(guest, plan.data) is not plan:
-            return  # who is in which group has changed since
+            return  # who is in which group, or where, has changed since
         if limits.auth_failure_max and plan.method is not Authentication.NONE:
             return  # the short way knows of no ban
         stored: Stored = None

@@ -23,7 +23,7 @@ from gpooler.config import values
 from gpooler.config.model import Authentication, Config, ConnectionType, Rule
 from gpooler.net.interfaces import interfaces
 from gpooler.routing.route import Route
-from gpooler.routing.rules import NO_MEMBERS, Members, Rules
+from gpooler.routing.rules import NO_HOSTS, NO_MEMBERS, Hosts, Members, Rules
 from gpooler.server.servers import READ_ONLY
 from gpooler.wire.startup import Replication, Startup
 
@@ -135,14 +135,16 @@ class Plans:
             rule.name: secret_of(rule.password) for rule in config.rules if rule.password is not None
         }
         self._is_debug = is_debug
-        self.members: Members = NO_MEMBERS  # of groups; whoever changes it calls ``forget``
+        # whoever changes these calls ``forget``
+        self.members: Members = NO_MEMBERS  # of groups
+        self.hosts: Hosts = NO_HOSTS  # whose names rules have
         self._plans: dict[tuple[bytes, tuple[bytes | bool, bool]], Plan] = {}
 
     def __len__(self) -> int:
         return len(self._plans)
 
     def forget(self) -> None:
-        """Find everything anew: the members of a group have changed."""
+        """Find everything anew: the members of a group have changed, or the addresses of a host."""
         self._plans.clear()
 
     def find(self, guest: Guest, data: bytes) -> Plan | None:
@@ -155,7 +157,7 @@ class Plans:
         kind = ConnectionType.HOSTNOSSL if guest.tls is None else ConnectionType.HOSTSSL
         if guest.family == 0:
             kind = ConnectionType.LOCAL
-        rule = self._rules.match(packet.database, packet.user, address, kind, self.members)
+        rule = self._rules.match(packet.database, packet.user, address, kind, self.members, self.hosts)
         secret = None if rule is None else self._secrets.get(rule.name)
         plan = Plan(data, packet, rule, secret)
         self._apply_hba(plan, kind, address)
@@ -173,7 +175,9 @@ class Plans:
             return
         packet = plan.packet
         is_physical = packet.replication is Replication.PHYSICAL
-        entry = self._hba.match(kind, packet.database, packet.user, address, is_physical=is_physical)
+        entry = self._hba.match(
+            kind, packet.database, packet.user, address, is_physical=is_physical, hosts=self.hosts
+        )
         if entry is None:
             plan.refusal = "no line of hba_file takes it"
         elif entry.method.is_refusal:

@@ -16,7 +16,7 @@ from gpooler.config.odyssey import RULE
 from gpooler.config.options import TABLE, Option, Table, options_of, tables
 from gpooler.config.rule import GroupBody, LdapCredentials, RuleBody, Watchdog
 from gpooler.config.toml_text import entry, value_text
-from gpooler.config.values import FileMode, Network
+from gpooler.config.values import ClientAddress, FileMode
 
 REFERENCE: Final = Path("docs/configuration.md")
 EXAMPLE: Final = Path("config.toml.example")
@@ -159,7 +159,8 @@ without secrets. [`config.toml.example`](../config.toml.example) holds every opt
 
 `[database.NAME.user.NAME]` is a rule: whom it takes, how they log in, and which servers they get. The word
 `default` in place of a name stands for any. Several rules for one pair are an array of tables,
-`[[database.NAME.user.NAME]]`, told apart by `address` and `connection_type`.
+`[[database.NAME.user.NAME]]`, told apart by `address` (a network or a
+[host name](authentication.md#host-names)) and `connection_type`.
 
 Of the rules that match a client the most specific is taken: a database counts 1000, a user 100, an address
 10, a connection type 1, `default` nothing; of equals the first in the file. With `sequential_routing` the
@@ -259,7 +260,7 @@ def _explanation(item: Option) -> str:
     text = f"{item.name} ({item.kind.short()}): {row.help}{_status(item, '', '')}"
     if item.is_required:
         text += " Required."
-    elif row.status is Status.BUILT and item.default is None and not isinstance(item.kind, Network):
+    elif row.status is Status.BUILT and item.default is None and not isinstance(item.kind, ClientAddress):
         text += " Default: unset."
     if item.name in NOT_WITH_ACTIVE:
         text += f" {NOT_WITH_ACTIVE[item.name]}"
@@ -347,7 +348,7 @@ def _default_text(item: Option) -> str:
     if item.is_required:
         return "required"
     if item.default is None:
-        return '`"default"`' if isinstance(item.kind, Network) else "unset"
+        return '`"default"`' if isinstance(item.kind, ClientAddress) else "unset"
     return f"`{value_text(_plain(item, item.default))}`" if item.default not in ((), {}) else "none"
 
 

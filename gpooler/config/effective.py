@@ -12,7 +12,7 @@ from gpooler.config.options import kind_of, submodel
 from gpooler.config.problems import KeyPath, key_text
 from gpooler.config.rule import Section
 from gpooler.config.toml_text import entry
-from gpooler.config.values import FileMode, Network, Secret
+from gpooler.config.values import ClientAddress, FileMode, Secret
 
 HIDDEN: Final = "********"
 SECTIONS: Final = ("service", "logging", "performance", "limits", "metrics", "routing", "query_parsing")
@@ -99,7 +99,7 @@ def _entries(table: Section) -> Iterator[tuple[str, Any, str]]:
         if field.json_schema_extra is None or submodel(field):
             continue
         row, value = about(field), getattr(table, name)
-        if row.status is Status.IGNORED or (value is None and not isinstance(kind_of(field), Network)):
+        if row.status is Status.IGNORED or (value is None and not isinstance(kind_of(field), ClientAddress)):
             continue
         comment = ""
         secrets = value if isinstance(value, tuple) else (value,)

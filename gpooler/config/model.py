@@ -211,7 +211,10 @@ class Performance(Section):
     resolvers: Positive = ignored(
         1, "Threads that resolve names.", "names are resolved in threads that gpooler counts itself"
     )
-    dns_cache_ttl: Ms = option(30_000, "How long a resolved name is kept.")
+    dns_cache_ttl: Ms = option(
+        30_000,
+        "How long a resolved name is kept; names in rules are looked up so often, but once a second at most.",
+    )
     readahead: OptionalPositive = ignored(None, "Size of a read.", "the relay sizes its reads itself")
     cache_coroutine: Ignored = ignored(1024, "Idle coroutine stacks kept.", NO_EFFECT)
     cache_msg_gc_size: Ignored = ignored(0, "Reuse of message buffers.", NO_EFFECT)

@@ -172,7 +172,6 @@ VALUES: Final = """
 
 - `storage.host`: several hosts, with commas. One host may have a zone (`host:port:zone`), which means
   nothing.
-- `database.user.address`: a host name. An address or a network is needed.
 - `query_parsing.mode`: `full`, which Odyssey refuses, too.
 """
 

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from gpooler.config.field import Reload, ignored, not_built, option, required
 from gpooler.config.values import (
     Bool,
+    ClientAddress,
     Count,
     EntryPoint,
     FreeText,
     Ignored,
     Ms,
-    Network,
     Number,
     OneOf,
     OptionalBool,
@@ -81,9 +81,10 @@ class LdapCredentials(Section):
 class RuleBody(Section):
     """Options of a rule. Times are in the unit the option's kind names."""
 
-    address: Annotated[IPv4Network | IPv6Network | None, Network()] = option(
+    address: Annotated[IPv4Network | IPv6Network | str | None, ClientAddress()] = option(
         None,
-        "Clients from this network only; tells the rules of an array apart.",
+        "Clients from this network, or from the addresses of this host name, only; tells the rules of an "
+        "array apart.",
         reload=Reload.LOGIN,
         odyssey="default",
         example="default",

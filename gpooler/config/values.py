@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
+from gpooler.auth.host_name import host_name
+
 INT_MAX: Final = 2**31 - 1  # every number ends in a C int somewhere
 SIZE_MAX: Final = 2**53  # sizes are kept exact in JSON and in doubles
 
@@ -37,7 +39,6 @@ SIZE_UNITS: Final = {
     "GB": 1 << 30,
 }
 QUANTITY: Final = re.compile(r"\s*(-?[0-9]{1,18})\s*([A-Za-z]+)\s*", re.ASCII)
-NETWORK_HINT: Final = 'an address such as "10.0.0.0/8" or "2001:db8::1", or "default"'
 
 
 class Secret:
@@ -452,10 +453,10 @@ class FileMode(Kind):
 
 
 @dataclass(frozen=True)
-class Network(Kind):
-    """An IP network; ``"default"`` is any address, Unix sockets included, and kept as None."""
+class ClientAddress(Kind):
+    """An IP network or a host name; ``"default"`` is any address, Unix sockets included, and kept as None."""
 
-    def parse(self, value: Any) -> IPv4Network | IPv6Network | None:
+    def parse(self, value: Any) -> IPv4Network | IPv6Network | str | None:
         if value is None or value == "default":
             return None
         if not isinstance(value, str):
@@ -464,15 +465,16 @@ class Network(Kind):
             return ip_network(value, strict=False)
         except ValueError:
             pass
-        if re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z][A-Za-z0-9._-]*", value, re.ASCII):
-            raise ValueError("host names are not built yet: give the address or network")
-        raise ValueError(f"must be {self.describe()}")
+        try:
+            return host_name(value)
+        except ValueError as error:
+            raise ValueError(f"must be {self.describe()}; {error}") from None
 
     def describe(self) -> str:
-        return NETWORK_HINT
+        return 'an address such as "10.0.0.0/8" or "2001:db8::1", a host name, or "default"'
 
     def short(self) -> str:
-        return "network"
+        return "network or host name"
 
 
 @dataclass(frozen=True)
@@ -481,10 +483,10 @@ class Networks(Kind):
 
     def parse(self, value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
         items = value if isinstance(value, list | tuple) else [value]
-        networks = tuple(Network().parse(item) for item in items)
-        if None in networks:
-            raise ValueError(f"must be {self.describe()}")
-        return tuple(network for network in networks if network is not None)
+        try:
+            return tuple(ip_network(plain_text(item), strict=False) for item in items)
+        except ValueError:
+            raise ValueError(f"must be {self.describe()}") from None
 
     def describe(self) -> str:
         return 'a list of addresses or networks such as "10.0.0.0/8"'

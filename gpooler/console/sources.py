@@ -24,6 +24,7 @@ from gpooler.console.facts import (
     name_of,
 )
 from gpooler.log import LogContext, client_id, server_id
+from gpooler.net.host_names import HostNames
 from gpooler.net.resolve import Address, Resolver
 from gpooler.relay.relay import Relay
 from gpooler.routing.route import Route
@@ -67,6 +68,7 @@ class Sources:
         clients: Clients,
         servers: Servers,
         resolver: Resolver,
+        hosts: HostNames,
         failures: Failures,
         consoles: Callable[[], Sequence[ConsoleClient]],
     ) -> None:
@@ -77,6 +79,7 @@ class Sources:
         self._clients = clients
         self._servers = servers
         self._resolver = resolver
+        self._host_names = hosts
         self._failures = failures
         self._consoles = consoles
         self._replies: dict[int, AsyncResult] = {}
@@ -282,7 +285,7 @@ class Sources:
         yield [
             HostFact(host, until_us, ", ".join(address.text for address in addresses))
             for host, until_us, addresses in self._resolver.known()
-        ]
+        ] + [HostFact(*known) for known in self._host_names.known()]
 
     def _statements(self) -> Iterator[Sequence[StatementFact]]:
         bucket = 0

@@ -15,8 +15,11 @@ from gpooler.errors import ServerConnectFailed
 _getaddrinfo: Final = get_original("socket", "getaddrinfo")  # the patched one would make a hub in the thread
 
 
-def _look_up(host: str, port: int) -> list[Any] | OSError:
-    """In a thread. An error is returned: gevent prints the traceback of one that is raised."""
+def look_up(host: str, port: int) -> list[Any] | OSError:
+    """What getaddrinfo says of TCP; blocks, so in a thread.
+
+    An error is returned: gevent prints the traceback of one that is raised.
+    """
     try:
         found: list[Any] = _getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -82,7 +85,7 @@ class Resolver:
         cached = self._cache.get(key)
         if cached is not None and monotonic_us() < cached[0]:
             return cached[1]
-        found = gevent.get_hub().threadpool.apply(_look_up, key)
+        found = gevent.get_hub().threadpool.apply(look_up, key)
         if isinstance(found, OSError):
             if cached is not None:
                 return cached[1]

@@ -39,6 +39,7 @@ from gpooler.errors import ConfigurationError
 from gpooler.log import parse_client_id
 from gpooler.logs.direct import Log
 from gpooler.logs.queued import open_log
+from gpooler.net.host_names import HostNames
 from gpooler.net.listen import Listener
 from gpooler.net.resolve import Resolver
 from gpooler.net.tcp import tcp_settings
@@ -122,6 +123,7 @@ class Worker:
         self._resolver = Resolver(config.performance.dns_cache_ttl)
         # with connections of their own: a group's query that hangs takes none from a login's
         self._groups = Groups(config, Queries(config, self._resolver), self._logger)
+        self._hosts = HostNames(self._logger)
         queries = Queries(config, self._resolver)
         self._sources = Sources(config, agents, queries, context.mock_key, self._logger)
         self._failures = Failures(config.limits, context.failures, context.worker, context.mock_key)
@@ -162,6 +164,7 @@ class Worker:
             context.mock_key,
             self._sources,
             self._groups,
+            self._hosts,
             self._clients.names,
             self._clients.on_adopted,
             self._failures,
@@ -175,6 +178,7 @@ class Worker:
             self._clients,
             self._servers,
             self._resolver,
+            self._hosts,
             self._failures,
             lambda: self._consoles.all,
         )
@@ -204,6 +208,8 @@ class Worker:
         watcher = get_hub().loop.io(self._relay.event_fd, 1)
         watcher.start(self._on_relay)
         gevent.spawn(beat, self._counters)
+        self._hosts.prepare(self._config)
+        self._hosts.configure(self._config)
         self._control = Channel(self._context.control, control.CODEC)
         gevent.spawn(self._obey)
         self._groups.start()
@@ -266,7 +272,9 @@ class Worker:
         if missing := missing_libraries(config):
             raise ConfigurationError(f"{missing} is used for the first time: that needs a restart")
         agents = Agents(config, self._logger, self._sources.agents)
-        return Prepared(config, WorkerTls(config), agents)
+        tls = WorkerTls(config)
+        self._hosts.prepare(config)
+        return Prepared(config, tls, agents)
 
     def _commit(self, prepared: Prepared) -> None:
         """Go on by what was prepared."""
@@ -290,6 +298,7 @@ class Worker:
         if config != before:
             self._sources.configure(config, prepared.agents, Queries(config, self._resolver))
             self._groups.configure(config, Queries(config, self._resolver))
+        self._hosts.configure(config)
         self._login.configure(config, prepared.tls.acceptors)
         for route in self._servers.routes.values():
             self._reconfigure(route)

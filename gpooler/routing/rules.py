@@ -28,6 +28,8 @@ TAKES: Final[Mapping[ConnectionType, frozenset[ConnectionType]]] = {
 
 Members = Mapping[str, Collection[str]]  # of groups, by the name of the rule
 NO_MEMBERS: Final[Members] = {}
+Hosts = Mapping[str, Collection[Address]]  # addresses by host name
+NO_HOSTS: Final[Hosts] = {}
 GROUPS: Final = "\0"  # in place of a user's name, which never is that
 
 
@@ -38,7 +40,12 @@ class _Candidate:
     takes_all: bool  # neither address nor connection type matter, nor who is in a group
 
     def takes(
-        self, user: str, address: Address | None, connection_type: ConnectionType, members: Members
+        self,
+        user: str,
+        address: Address | None,
+        connection_type: ConnectionType,
+        members: Members,
+        hosts: Hosts,
     ) -> bool:
         if self.takes_all:
             return True
@@ -46,13 +53,16 @@ class _Candidate:
             return False
         if connection_type not in TAKES[self.rule.connection_type]:
             return False
-        network = self.rule.address
-        if network is None:
+        where = self.rule.address
+        if where is None:
             return True
-        # A client of an IPv4 network may come over an IPv6 listener.
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None and network.version == 4:
-            address = address.ipv4_mapped
-        return address is not None and address.version == network.version and address in network
+        # A client with an IPv4 address may come over an IPv6 listener.
+        plain = (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+        if isinstance(where, str):
+            return plain in hosts.get(where, ())
+        if where.version == 4:
+            address = plain
+        return address is not None and address.version == where.version and address in where
 
 
 class Rules:
@@ -72,23 +82,12 @@ class Rules:
         address: Address | None,
         connection_type: ConnectionType,
         members: Members = NO_MEMBERS,
+        hosts: Hosts = NO_HOSTS,
     ) -> Rule | None:
         """The rule of a client; ``address`` is None for a Unix socket. None when no rule takes it."""
-        return _match(self._by_pair, database, user, address, connection_type, members, self._is_sequential)
-
-
-def match(
-    rules: Iterable[Rule],
-    database: str,
-    user: str,
-    address: Address | None,
-    connection_type: ConnectionType,
-    *,
-    is_sequential: bool,
-) -> Rule | None:
-    """As ``Rules.match``, of rules in the order of the file, without an index that outlives the call."""
-    index = _index(rules, is_sequential)
-    return _match(index, database, user, address, connection_type, NO_MEMBERS, is_sequential)
+        return _match(
+            self._by_pair, database, user, address, connection_type, members, hosts, self._is_sequential
+        )
 
 
 def is_of_database(rule: Rule, database: str, name: str) -> bool:
@@ -150,6 +149,7 @@ def _match(
     address: Address | None,
     connection_type: ConnectionType,
     members: Members,
+    hosts: Hosts,
     is_sequential: bool,
 ) -> Rule | None:
     best: _Candidate | None = None
@@ -160,7 +160,7 @@ def _match(
         (DEFAULT, user), (DEFAULT, GROUPS), (DEFAULT, DEFAULT),
     ):  # fmt: skip
         for candidate in index.get(pair, ()):
-            if candidate.takes(user, address, connection_type, members):
+            if candidate.takes(user, address, connection_type, members, hosts):
                 if not is_sequential:
                     return candidate.rule
                 if best is None or candidate.rank < best.rank:

@@ -176,3 +176,13 @@ def test_names_that_were_resolved_are_shown(make: Callable[..., Gpooler], postgr
         assert f"127.0.0.1:{postgres.port}" in host["addrs"]
         assert 0 <= host["ttl"] <= 30  # seconds, of dns_cache_ttl
         assert control.one("LISTS WHERE list = 'dns_names'")["items"] == 1
+
+
+def test_the_hosts_of_rules_are_shown_with_their_addresses(make: Callable[..., Gpooler]) -> None:
+    pool = make({"address": "localhost"})
+    with console(pool) as control:
+        host = control.one("DNS_HOSTS")
+        assert host["hostname"] == "localhost"
+        assert "127.0.0.1" in host["addrs"].split(", ")
+        assert 0 <= host["ttl"] <= 30
+        assert "localhost" in [row["address"] for row in control.show("RULES")]

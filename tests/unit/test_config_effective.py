@@ -90,6 +90,12 @@ def test_groups_and_several_passwords_read_back_as_they_were(is_array: bool) -> 
     assert load_text(printed, environ).config.rules[-1] == config.rules[-1]
 
 
+def test_a_host_name_reads_back() -> None:
+    printed = effective(load_text(DEMO_TEXT + "address = 'db.example.com'\n").config)
+    assert 'address = "db.example.com"\n' in printed
+    assert load_text(printed).config.rules[-1].address == "db.example.com"
+
+
 def test_of_several_passwords_none_that_stands_in_the_file_is_shown() -> None:
     printed = effective(
         load_text(DEMO_TEXT.replace('"client-secret"', "['topsecret', { env = 'ONE' }]"), {"ONE": "x"}).config

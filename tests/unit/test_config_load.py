@@ -277,7 +277,7 @@ def test_a_configuration_with_ldap_groups_is_good_and_shows_no_secret() -> None:
             ),
             "has the user name of a and another password",
         ),
-        (with_rule_lines('address = "db.example.com"'), "host names are not built yet"),
+        (with_rule_lines('address = "db example.com"'), "a host name has letters, digits"),
         (with_rule_lines('[[listen]]\nhost = "*"\nport = 6401'), "has the host and port of listen[0]"),
         (with_rule_lines("quantiles = [1.5]"), "from 0 to 1"),
         (with_lines("[routing]", 'availability_zone = "sixteen-letters!"'), "at most 15"),
@@ -423,6 +423,15 @@ def test_rules_of_an_array_are_numbered_and_must_differ() -> None:
     assert str(rules[1].address) == "10.0.0.0/8"
     problem = only_problem(DEMO_TEXT + header + header)
     assert problem.key == "database.b.user.x[1]"
+    assert "number 0 of this array" in problem.text
+
+
+def test_hosts_tell_the_rules_of_an_array_apart_in_whatever_case_they_are_written() -> None:
+    header = "[[database.b.user.x]]\n" + SHORT_RULE
+    one, other = header + 'address = "Db.Example.com"\n', header + 'address = "db2.example.com"\n'
+    rules = load_text(DEMO_TEXT + one + other).config.rules
+    assert [rule.address for rule in rules[1:]] == ["db.example.com", "db2.example.com"]
+    problem = only_problem(DEMO_TEXT + one + one.lower())
     assert "number 0 of this array" in problem.text
 
 

@@ -13,7 +13,7 @@ from gpooler.config.options import TABLE
 from gpooler.config.problems import ConfigError
 from gpooler.config.toml_text import entry
 from tests.harness.certificates import Certificates
-from tests.unit.test_config_audit import DEMO, HOMES, RULE, other_value
+from tests.unit.test_config_audit import DEMO, HOMES, other_value
 
 ROOT: Final = Path(__file__).parents[2]
 ROWS: Final = tuple(rows())
@@ -304,8 +304,3 @@ def _tables_like(section: str) -> str:
 def test_refused_values_of_options_that_are_built(written: str, refused: str) -> None:
     with pytest.raises(ConfigError, match=refused):
         load_text(f"{DEMO}\n{written}\n")
-
-
-def test_a_host_name_as_address_is_refused() -> None:
-    with pytest.raises(ConfigError, match="host names are not built yet"):
-        load_text(DEMO.replace(f"[{RULE}]\n", f'[{RULE}]\naddress = "db.example.com"\n'))

@@ -156,6 +156,18 @@ def test_sameuser_and_replication_are_words_of_the_database_column() -> None:
     assert found(parsed("host all all all md5"), is_physical=True) is None
 
 
+def test_a_host_name_takes_its_addresses_and_nobody_while_it_has_none() -> None:
+    hba = parsed("host all all DB.example.com md5\nhost all all all deny")
+    assert hba.host_names == {"db.example.com"}
+    assert hba.has_addresses
+    hosts = {"db.example.com": {ip_address("192.0.2.7"), ip_address("2001:db8::1")}}
+    for address in ("192.0.2.7", "::ffff:192.0.2.7", "2001:db8::1"):
+        assert line(hba, address=address, hosts=hosts) == 1
+        assert line(hba, address=address) == 2
+    assert line(hba, address="192.0.2.8", hosts=hosts) == 2
+    assert line(hba, LOCAL, address=None, hosts=hosts) is None
+
+
 def test_lines_go_on_behind_a_backslash_and_lists_stand_in_files() -> None:
     hba = parsed(
         'host \\\n app \\\n @names,"@file" all \\\n allow\r\nhost @more joe all deny',
@@ -200,8 +212,9 @@ WRONG = [
     ("host all all 192.0.2.0 0.0.0.255 md5", "has a gap"),
     ("host all all 192.0.2.0 ffff:: md5", "do not fit"),
     ("host all all 192.0.2.0 md5", 'write "192.0.2.0/32"'),
-    ("host all all db.example.com md5", "host names are not supported"),
-    ("host all all .example.com md5", "host names are not supported"),
+    ("host all all db_.example.c%m md5", "no address and no host name: a host name has letters"),
+    ("host all all 192.0.2.300 md5", "does not end with a number"),
+    ("host all all .example.com md5", "suffixes of host names are not supported"),
     ('host all "joe all md5', "a quote is not closed"),
     ("host,local all all all md5", "more than one type"),
     ("host all all all md5,deny", "more than one method"),

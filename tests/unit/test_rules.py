@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpooler.config.load import load_text
 from gpooler.config.model import Config, ConnectionType, Rule
-from gpooler.routing.rules import Rules, match, rule_for_queries, score
+from gpooler.routing.rules import Hosts, Rules, rule_for_queries, score
 
 HEAD = """
 [logging]
@@ -23,7 +23,8 @@ BODY = 'authentication = "none"\nstorage = "s"\npool = "session"\n'
 HOSTNOSSL = ConnectionType.HOSTNOSSL
 
 NAMES = ["default", "a", "b"]
-NETWORKS = ["default", "10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "::/0"]
+NETWORKS = ["default", "10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "::/0", "near.example.com"]
+HOSTS = {"near.example.com": {ip_address("10.1.0.1"), ip_address("2001:db8::1")}}
 KINDS = list(ConnectionType)
 CLIENT_KINDS = [ConnectionType.HOSTSSL, ConnectionType.HOSTNOSSL, ConnectionType.LOCAL]
 ADDRESSES = ["10.0.0.1", "10.1.0.1", "192.0.2.1", "2001:db8::1", "::1", "::ffff:10.1.0.1"]
@@ -116,8 +117,11 @@ def takes(rule: Rule, database: str, user: str, address: str | None, kind: Conne
     if rule.address is None or not is_kind:
         return is_kind
     client: IPv4Address | IPv6Address | None = ip_address(address) if address else None
-    if isinstance(client, IPv6Address) and client.ipv4_mapped and rule.address.version == 4:
-        client = client.ipv4_mapped
+    is_mapped = isinstance(client, IPv6Address) and client.ipv4_mapped
+    if isinstance(rule.address, str):
+        return (is_mapped or client) in HOSTS[rule.address]
+    if is_mapped and rule.address.version == 4:
+        client = is_mapped
     return client is not None and client in rule.address
 
 
@@ -153,13 +157,34 @@ def test_the_index_finds_what_a_search_through_all_rules_finds(
     else:
         expected = max(matching, key=score, default=None)  # max keeps the first of equals
     parsed = ip_address(client) if client else None
-    assert Rules(made).match(database, user, parsed, kind) is expected
-    assert match(made.rules, database, user, parsed, kind, is_sequential=is_sequential) is expected
+    assert Rules(made).match(database, user, parsed, kind, hosts=HOSTS) is expected
 
 
 @pytest.mark.parametrize("name", ["d", "default"])
 def test_a_client_that_no_rule_takes_finds_none(name: str) -> None:
     assert found(config("[database.x.user.default]"), name, "u") == ""
+
+
+def test_a_host_counts_as_an_address_and_of_equals_the_first_is_taken() -> None:
+    near, network = (f'[[database.d.user.u]]\naddress = "{it}"' for it in ("near.example.com", "10.1.0.0/16"))
+    anywhere = "[[database.d.user.u]]"
+    for order, first in (((near, network, anywhere), "d.u[0]"), ((anywhere, network, near), "d.u[1]")):
+        rules = Rules(config(*order))
+        assert rules.has_addresses
+
+        def name(address: str, rules: Rules = rules, hosts: Hosts = HOSTS) -> str:
+            rule = rules.match("d", "u", ip_address(address) if address else None, HOSTNOSSL, hosts=hosts)
+            return "" if rule is None else str(rule.address)
+
+        taken = rules.match("d", "u", ip_address("10.1.0.1"), HOSTNOSSL, hosts=HOSTS)
+        assert taken is not None
+        assert taken.name == first
+        assert name("2001:db8::1") == "near.example.com"
+        assert name("10.1.0.2") == "10.1.0.0/16"
+        # not resolved: nobody is there
+        for hosts in ({}, {"near.example.com": frozenset[IPv4Address]()}):
+            assert name("10.1.0.1", hosts=hosts) == "10.1.0.0/16"
+            assert name("2001:db8::1", hosts=hosts) == name("", hosts=hosts) == "None"
 
 
 GROUP_QUERY = 'group_query = "SELECT 1"\ngroup_query_db = "d"\ngroup_query_user = "asker"\n'
