@@ -146,7 +146,7 @@ def test_all_does_not_take_physical_replication(
 
 def test_check_tells_every_mistake_with_its_file_and_line(directory: Path) -> None:
     included = directory / "more"
-    included.write_text("host app joe db.example.com md5\n")
+    included.write_text("host app joe .example.com md5\n")
     (directory / "hba.conf").write_text("hosst all all all md5\ninclude more\nlocal all all gss\n")
     text = f"""
         [logging]
