@@ -84,6 +84,7 @@ def begin(
     binding: bytes | None = None,
     unknown_cause: str = NO_PASSWORD,
     check: Check | None = None,
+    another: Secret | None = None,
 ) -> Exchange:
     """The exchange for ``method``, one of the names of the option ``authentication``.
 
@@ -94,7 +95,8 @@ def begin(
     ``salt_name`` is what the SCRAM salt of a plain or a missing secret comes from: the user name when not
     given, but one fixed name for a rule of many users, so that invented user names do not cost PBKDF2 each.
     ``md5_salt`` was sent already, with an MD5 challenge. ``binding``: channel binding of the client's TLS
-    session, None or empty where there is none. ``check`` decides in place of ``secret`` with ``clear_text``.
+    session, None or empty where there is none. ``check`` decides in place of ``secret`` with ``clear_text``;
+    with it a user without a secret costs what ``another`` user's secret costs.
 
     Raises ``ConfigurationError`` for a method that is not one of these four (``block`` is the caller's).
     """
@@ -108,7 +110,7 @@ def begin(
     if method == NONE:
         return _NoExchange()
     if method == CLEAR_TEXT:
-        return _ClearTextExchange(user, secret, unknown_cause, check)
+        return _ClearTextExchange(user, secret, unknown_cause, check, another)
     raise ConfigurationError(f'authentication "{method}" cannot be used with a password')
 
 
@@ -162,9 +164,17 @@ class _NoExchange(AsksNothing):
 class _ClearTextExchange:
     """``clear_text``."""
 
-    __slots__ = ("_check", "_secret", "_unknown_cause", "_user")
+    __slots__ = ("_another", "_check", "_secret", "_unknown_cause", "_user")
 
-    def __init__(self, user: str, secret: Secret | None, unknown_cause: str, check: Check | None) -> None:
+    def __init__(
+        self,
+        user: str,
+        secret: Secret | None,
+        unknown_cause: str,
+        check: Check | None,
+        another: Secret | None,
+    ) -> None:
+        self._another = another
         self._user = user
         self._secret = secret
         self._unknown_cause = unknown_cause
@@ -177,9 +187,11 @@ class _ClearTextExchange:
         password = _password(body, self._user)
         if self._check is not None:
             return Later(partial(self._check, password))
-        if self._secret is None:
-            raise AuthenticationFailed(self._user, cause=self._unknown_cause)
         user = encode(self._user)
+        if self._secret is None:
+            if self._another is not None:
+                self._another.is_password(user, password)  # nobody shall see by the time who exists
+            raise AuthenticationFailed(self._user, cause=self._unknown_cause)
         if not _tries_all(secret.is_password(user, password) for secret in self._secret.all):
             raise AuthenticationFailed(self._user, cause=WRONG_PASSWORD)
         return Done(messages.authentication_ok(), password=password)

@@ -20,6 +20,7 @@ MAX_KEPT: Final = 10_000  # answers; invented users cannot fill the memory
 COLUMNS: Final = (2, 3)
 
 Key = tuple[str, ...]
+"""First of all the name of the rule whose query it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,11 @@ class Lookups:
         self._on_failure = on_failure
         self._answers: OrderedDict[Key, _Answer] = OrderedDict()
         self._flights: dict[Key, gevent.Greenlet] = {}
+        self._latest: dict[str, Secret] = {}  # by rule
+
+    def another(self, key: Key) -> Secret | None:
+        """One that the same query gave of some user: what a user without one is to cost."""
+        return self._latest.get(key[0])
 
     def known(self, key: Key) -> tuple[Found, Secret | None] | None:
         """The answer if it is there and serves; does not wait, but may ask again for the next."""
@@ -121,6 +127,8 @@ class Lookups:
         secret = None if found.text is None else Secret(found.text)
         if old is not None and old.found.text == found.text:
             secret = old.secret  # which remembers what was dear to derive
+        if secret is not None:
+            self._latest[key[0]] = secret
         answer = self._answers[key] = _Answer(found, secret, asked_us)
         self._answers.move_to_end(key)
         if len(self._answers) > MAX_KEPT:

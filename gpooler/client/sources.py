@@ -166,7 +166,8 @@ class QueriedExchange:
         if secret is not None and found.valid_until <= wall():
             secret, cause = None, "the password has expired"
         self._secret = secret
-        self._inner = self._begin(secret=secret, unknown_cause=cause)
+        another = self._lookups.another(self._key)
+        self._inner = self._begin(secret=secret, unknown_cause=cause, another=another)
         return self._inner.challenge()
 
     def answer(self, body: bytes) -> bytes | Done | Later:

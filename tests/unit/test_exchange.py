@@ -1,5 +1,7 @@
 """How a client proves who it is, method by method."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from gpooler.auth import exchange, md5
@@ -246,3 +248,13 @@ def test_somebody_else_decides_about_a_clear_text_password_in_place_of_the_secre
     with pytest.raises(AuthenticationFailed):
         begin(exchange.CLEAR_TEXT, "app", None, MOCK_KEY, check=check).answer(b"\0")
     assert asked == [b"not the secret"]
+
+
+def test_a_user_without_a_secret_costs_what_another_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bytes] = []
+    monkeypatch.setattr(Verifier, "is_password", lambda self, password: not tried.append(password))
+    for secret in (VERIFIER, None):
+        side = begin(exchange.CLEAR_TEXT, "app", secret, MOCK_KEY, another=VERIFIER)
+        with nullcontext() if secret else pytest.raises(AuthenticationFailed):
+            answer_clear(side, b"pencil")
+    assert tried == [b"pencil", b"pencil"]

@@ -147,3 +147,13 @@ def test_invented_users_do_not_fill_the_memory(stage: Stage, monkeypatch: pytest
         stage.lookups.ask(("rule", name, ""))
     assert stage.lookups.known(JOE) is not None
     assert stage.lookups.known(("rule", "a", "")) is None
+
+
+def test_the_latest_secret_of_a_rule_is_kept_for_who_has_none(stage: Stage) -> None:
+    nobody: Key = ("rule", "nobody", "")
+    assert stage.lookups.another(nobody) is None
+    _, secret = stage.lookups.ask(JOE)
+    stage.says = Found()
+    stage.lookups.ask(nobody)
+    assert stage.lookups.another(nobody) is secret
+    assert stage.lookups.another(("another rule", "nobody", "")) is None
