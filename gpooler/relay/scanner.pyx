@@ -229,7 +229,6 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
             elif c == c"'" and (self.hash == W_E or self.hash == W_B or self.hash == W_X):
                 # E'…' knows backslashes, B'…' and X'…' never do
                 self.has_escapes = self.hash == W_E
-                self.previous = 0
                 state = SCAN_QUOTE
             elif c == c'&' and self.hash == W_U:
                 state = SCAN_U_AMPERSAND
@@ -244,7 +243,6 @@ cdef void scan_feed(Scan* self, const unsigned char* data, size_t size) noexcept
                 state = SCAN_IDENT
             elif c == c"'":
                 self.has_escapes = 0        # of another kind: they never hide a quote
-                self.previous = 0
                 state = SCAN_QUOTE
             else:
                 state = SCAN_PLAIN

@@ -68,7 +68,9 @@ class Daemon:
         return (self.directory / "log").read_text()
 
     def master(self) -> psutil.Process:
-        return psutil.Process(int((self.directory / "pid").read_text()))
+        text = (self.directory / "pid").read_text()
+        assert text, "the pid file is not written yet"
+        return psutil.Process(int(text))
 
     def kill(self) -> None:
         if (self.directory / "pid").exists():

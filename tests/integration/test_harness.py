@@ -181,8 +181,8 @@ def test_gpooler_counts_are_read_from_its_shared_memory(
         client.login()
         assert client.query("SELECT 1") == [["1"]]
         eventually(lambda: gpooler.route_count(RouteWord.CLIENTS) == 1)
-        assert gpooler.process_count(ProcessWord.LOGINS) == 1
-        assert gpooler.route_count(RouteWord.TRANSACTIONS) == 1
+        eventually(lambda: gpooler.process_count(ProcessWord.LOGINS) == 1)
+        eventually(lambda: gpooler.route_count(RouteWord.TRANSACTIONS) == 1)
 
 
 def test_gpooler_with_an_open_client_counts_as_leaking(

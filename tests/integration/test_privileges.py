@@ -84,7 +84,7 @@ def test_every_process_is_the_user_and_serves(postgres: Postgres, gpooler_factor
 def test_a_user_that_cannot_read_the_program_ends_the_start(postgres: Postgres) -> None:
     account = unprivileged_account()
     assert account is not None
-    gpooler = Gpooler(postgres, config={"service": {"user": account.name}})
+    gpooler = Gpooler(postgres, config={"service": {"user": account.name}}, environment={})
     copy = gpooler.directory / "python"  # which only its owner may enter
     library = Path(sysconfig.get_path("stdlib"))
     shutil.copytree(library, copy / "lib" / library.name, ignore=SKIPPED)

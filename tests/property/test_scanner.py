@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpooler.relay.probe import ScanProbe
@@ -197,6 +197,7 @@ KINDS = st.sampled_from([NONE, NONE, PAIRS, SJIS])
 
 @settings(max_examples=3000)
 @given(TEXTS, st.booleans(), KINDS)
+@example(b"local E'' temp", True, NONE)  # what stands between words is no word, of whatever kind it is
 def test_effects_are_those_of_the_reference(text: bytes, is_conforming: bool, kind: int) -> None:
     expected = effects_of(single_bytes(text, kind), is_conforming)
     assert scan(text, [], is_conforming, kind) == expected
