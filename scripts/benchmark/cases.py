@@ -20,6 +20,7 @@ from scripts.benchmark.contenders import PLAIN, POOL_SIZE, Setting, Target
 from scripts.benchmark.measure import cpu_us, latencies_us, percentile, pss_bytes
 from scripts.benchmark.waits import WorkerWaits
 from tests.harness import PASSWORD, Postgres, RawClient, find_program
+from tests.harness.client import query
 from tests.harness.scrape import Scraper
 
 Numbers = dict[str, float]
@@ -242,11 +243,25 @@ def scraped(is_scraped: bool) -> Case:
     return Case(f"{'scraped' if is_scraped else 'routes'}-200", run, setting, OTHERS)
 
 
-class Scraping:
-    """Prometheus once a second, from a thread."""
+def listed(is_shown: bool) -> Case:
+    """What a look at 10,000 idle clients each second does to transactions; or what they are like without."""
+    count = 10_000
 
-    def __init__(self, port: int) -> None:
-        self._scraper = Scraper(port)
+    def run(target: Target, effort: Effort) -> Numbers:
+        with ExitStack() as stack:
+            for number in range(count):
+                stack.enter_context(login(target, f"127.0.0.{2 + number // CLIENTS_PER_ADDRESS}"))
+            with Looking(target) if is_shown else nullcontext():
+                return pgbench(target, effort, 16, "--select-only", sampled=1.0)
+
+    return Case(f"{'shown' if is_shown else 'clients'}-{count}", run, Setting(has_console=True), OTHERS)
+
+
+class Every:
+    """Something once a second, in a thread. A context manager."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -259,7 +274,33 @@ class Scraping:
 
     def _run(self) -> None:
         while not self._ended.wait(1):
-            self._scraper.get("/metrics")
+            self._act()
+
+
+READY: Final = b"Z\0\0\0\5I"  # ReadyForQuery, which ends an answer
+
+
+class Looking(Every):
+    """SHOW CLIENTS; what comes is thrown away, as reading it costs more than sending it."""
+
+    def __init__(self, target: Target) -> None:
+        client = RawClient(target.port, timeout=30).login("admin", "pgbouncer")
+
+        def look() -> None:
+            client.send(query("SHOW CLIENTS"))
+            end = b""
+            while not end.endswith(READY):
+                end = (end + client.socket.recv(1 << 20))[-len(READY) :]
+
+        super().__init__(look)
+
+
+class Scraping(Every):
+    """Prometheus."""
+
+    def __init__(self, port: int) -> None:
+        scraper = Scraper(port)
+        super().__init__(lambda: scraper.get("/metrics"))
 
 
 def churn(target: Target, effort: Effort) -> Numbers:
@@ -377,6 +418,8 @@ CASES: Final = (
     measured(True),
     scraped(False),
     scraped(True),
+    listed(False),
+    listed(True),
     Case("churn-md5", churn, Setting("md5")),
     Case("login-md5", logins, Setting("md5")),
     Case("login-scram", driver_logins, Setting("scram-sha-256"), DIRECT),

@@ -18,6 +18,7 @@ from gpooler.auth.scram import Verifier
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from tests.harness import PASSWORD, Gpooler, Postgres, eventually, free_port
+from tests.harness.console import CONSOLE
 from tests.harness.tools import as_account, unprivileged_account
 
 POOL_SIZE: Final = 20
@@ -58,6 +59,7 @@ class Setting:
     workers: int = 1  # where there are such
     metrics: bool | None = None  # all of them, or none; None: at the defaults
     routes: int = 0  # besides the one that is measured: databases route_0, route_1 …
+    has_console: bool = False  # the database pgbouncer, for its user admin
 
     @property
     def user(self) -> str:
@@ -170,6 +172,10 @@ def gpooler(postgres: Postgres, setting: Setting) -> Iterator[Target]:
             config["database"] = {
                 f"route_{number}": {"user": {"default": other}} for number in range(setting.routes)
             }
+        if setting.has_console:
+            admin = CONSOLE["database"]["pgbouncer"]["user"]["admin"]
+            config["storage"] = {"console": CONSOLE["storage"]["console"]}
+            config["database"] = {"pgbouncer": {"user": {"admin": admin}}}
         listener = {}
         if setting.has_tls:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpooler-bench-")))

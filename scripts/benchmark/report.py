@@ -16,6 +16,7 @@ BESIDE: Final = {
     ("loaded-4", "tps"): "loaded-1",
     ("metrics-on", "cpu_us_per_tx"): "metrics-off",
     ("scraped-200", "p99_us"): "routes-200",
+    ("shown-10000", "p99_us"): "clients-10000",
 }
 ORDER: Final = ("direct", "pgbouncer", "gpooler")
 COST: Final = ("cpu_us_per_tx", "cpu_us_per_login", "cpu_us_per_mb", "bytes_per_client")  # drawn, first found
