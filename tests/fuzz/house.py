@@ -172,7 +172,7 @@ class House:
         """As if nobody had been here."""
         self.lines.clear()
         self._opened.clear()
-        self.login._on_members()  # whatever was found out about packets is forgotten
+        self.login._look_anew()  # whatever was found out about packets is forgotten
         self.login.is_draining = is_draining
         self.login._failures = Failures(self._limits, FailureTable(1), 1, KEY)
 

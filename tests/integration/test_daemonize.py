@@ -26,6 +26,8 @@ from pathlib import Path
 from gpooler.process.arbiter import EntryPoints
 from gpooler.process.launch import launch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
+
 def run(context):
     ACT
     return 0
