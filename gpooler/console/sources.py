@@ -34,6 +34,7 @@ from gpooler.stats.shared import SharedCounters
 
 CLIENT_STATES: Final = {1: "idle", 2: "waiting", 3: "active", 4: "leaving"}  # relay/engine.pxd: ClientState
 SERVER_STATES: Final = {1: "idle", 2: "active", 3: "tested", 4: "closing"}
+TURN_S: Final = 0.001  # which the others have between two slices: the relay wants a core, too
 WAITING: Final = 2
 RESETTING: Final = 3
 CLIENT_BIT: Final = 1 << 30  # of the numbers in the column `id`; servers have the other
@@ -131,6 +132,7 @@ class Sources:
             rows, _ = self._reply(token)
             if rows:
                 yield [fact for row in rows if (fact := make(row)) is not None]
+                gevent.sleep(TURN_S)
 
     def _client(self, row: dict[str, Any]) -> SocketFact:
         database, user = self._clients.name_of(row["names"])
