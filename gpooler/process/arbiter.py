@@ -135,9 +135,9 @@ class Arbiter:
         self._terminations = 0
         self._drain_s: float | None = None  # when the drain is to begin
         self._is_patient = False  # it waits for clients to leave
-        self.deadline_s: float | None = None  # of the drain, then of the broker's end
+        self._deadline_s: float | None = None  # of the drain, then of the broker's end
         self._tick_s = 0.0
-        self.due_s: dict[int, float] = {}  # when a dead child's successor is to be forked, by number
+        self._due_s: dict[int, float] = {}  # when a dead child's successor is to be forked, by number
         self._deaths: dict[int, int] = {}  # in a row, by number
 
     def run(self) -> int:
@@ -207,7 +207,7 @@ class Arbiter:
             self._start(number)
         except OSError as error:
             self.logger.error(f"could not start {name_of(number)}: {error}", context="master")
-            self.due_s[number] = time.monotonic() + PAUSE_MOST_S
+            self._due_s[number] = time.monotonic() + PAUSE_MOST_S
             return
         if number == BROKER and not self._restart.is_awaiting_estate:
             self.serve_broker(is_settled=False)
@@ -283,7 +283,7 @@ class Arbiter:
         """``restart.Master``."""
         for number in (BROKER, *self.numbers):
             if self.family.get(number) is None:
-                self.due_s.setdefault(number, 0.0)
+                self._due_s.setdefault(number, 0.0)
 
     def _reap(self) -> None:
         for child in self.family.own:
@@ -318,7 +318,7 @@ class Arbiter:
             pause_s = self._pause(child)
             after = f" in {pause_s:.1f} s" if pause_s else ""
             self.logger.error(f"{text}; starting another{after}", context="master")
-            self.due_s[child.number] = time.monotonic() + pause_s
+            self._due_s[child.number] = time.monotonic() + pause_s
 
     def _is_failed_boot(self, child: Child, code: int) -> bool:
         """Whether to give up: only while gpooler has not served yet."""
@@ -369,8 +369,8 @@ class Arbiter:
                 events = select.POLLIN | (select.POLLOUT if link.has_unsent else 0)
                 poll.register(link.fileno(), events)
         now_s = time.monotonic()
-        times_s = [self._tick_s, *self.due_s.values()]
-        others_s = (self._drain_s, self.deadline_s, self._alive_s, self._restart.deadline_s)
+        times_s = [self._tick_s, *self._due_s.values()]
+        others_s = (self._drain_s, self._deadline_s, self._alive_s, self._restart.deadline_s)
         times_s += [due_s for due_s in others_s if due_s is not None]
         poll.poll(max(0, min(times_s) - now_s) * 1000)
 
@@ -467,8 +467,8 @@ class Arbiter:
     def _keep_time(self) -> None:
         """Do what is due: successors, deadlines, heartbeats."""
         now_s = time.monotonic()
-        for number in [number for number, due_s in self.due_s.items() if due_s <= now_s]:
-            del self.due_s[number]
+        for number in [number for number, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[number]
             if number == BROKER or self.phase < Phase.DRAINING:
                 self._start_successor(number)
         if self._alive_s is not None and self._alive_s <= now_s and self.manager.watchdog_s is not None:
@@ -477,8 +477,8 @@ class Arbiter:
         if self._drain_s is not None and self._drain_s <= now_s:
             self._drain_s = None
             self._drain()
-        if self.deadline_s is not None and self.deadline_s <= now_s:
-            self.deadline_s = None
+        if self._deadline_s is not None and self._deadline_s <= now_s:
+            self._deadline_s = None
             self._give_up()
         self._restart.keep_time(now_s)
         if self._tick_s <= now_s:
@@ -562,7 +562,7 @@ class Arbiter:
         """``restart.Master``."""
         self.manager.close()
         self._alive_s = None
-        self.deadline_s = deadline_s
+        self._deadline_s = deadline_s
         self.move(Phase.LEAVING)
         self.move(Phase.DRAINING)
         if not self.family.workers:
@@ -604,7 +604,7 @@ class Arbiter:
             worker.link.send(Drain(self._is_patient, lets_in=False))
         timeout_ms = self.config.service.graceful_shutdown_timeout_ms
         if timeout_ms and not self._is_patient:
-            self.deadline_s = time.monotonic() + timeout_ms / 1000
+            self._deadline_s = time.monotonic() + timeout_ms / 1000
         if not self.family.workers:
             self.end_broker()
 
@@ -616,7 +616,7 @@ class Arbiter:
             self.move(Phase.ENDED)
             return
         broker.link.close()
-        self.deadline_s = time.monotonic() + BROKER_END_S
+        self._deadline_s = time.monotonic() + BROKER_END_S
 
     def _give_up(self) -> None:
         """A deadline passed: of the drain, or of the broker's end."""

@@ -46,6 +46,9 @@ class OldMaster:
             self._read(sock)
         except (OSError, ChannelProtocolError) as error:
             raise ConfigurationError(f"the gpooler that runs makes no offer: {error}") from error
+        except ConfigurationError as error:
+            self.fail(error.log_text())
+            raise
 
     def _read(self, sock: socket.socket) -> None:
         """Raises ConfigurationError, OSError, ChannelProtocolError."""

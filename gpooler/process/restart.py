@@ -115,7 +115,9 @@ class Restart:
             self.take_back(f"it did not serve within {RESTART_S:.0f} s")
 
     def listen(self) -> None:
-        """Obey what other masters say."""
+        """Obey what other masters say; at our end nothing counts any more."""
+        if self._master.phase == Phase.ENDED:
+            return
         if self._new is not None:
             self._listen_to_new(self._new)
         if self._old is not None:
