@@ -49,6 +49,7 @@ from gpooler.server.awaited import Awaited
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
+from gpooler.wire.data_row import data_row
 
 TIMEOUT_TICK_S: Final = 0.05  # precision of client_login_timeout
 ACCEPT_AGAIN_S: Final = 0.2  # after the system had no descriptor for a client
@@ -452,7 +453,7 @@ def virtual_answers() -> tuple[bytes, ...]:
     There is one value, so that nothing has to be kept.
     """
     notice = messages.notice_response("gpooler: answered without a server")
-    shown = messages.data_row([b"any"]) + messages.command_complete("SHOW")
+    shown = data_row(("any",), [None]) + messages.command_complete("SHOW")
     return (
         notice + messages.row_description(["odyssey.target_session_attrs"]) + shown,
         notice + messages.row_description(["gpooler.target_session_attrs"]) + shown,

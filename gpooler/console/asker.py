@@ -121,15 +121,16 @@ class Asker:
 def answer(ask: Ask, source: Source, send: Callable[[Rows], None]) -> None:
     """Send all facts of a kind in parts, the last one empty. Yields."""
     for facts in source(ask.what):
-        part: list[tuple[str | int | None, ...]] = []
-        size = 0
-        for cells in map(to_cells, facts):
-            length = len(json.dumps(cells))
-            if part and size + length > PART_MOST:
-                send(Rows(ask.token, False, tuple(part)))
-                part, size = [], 0
-            part.append(cells)
-            size += length
-        if part:
-            send(Rows(ask.token, False, tuple(part)))
+        for part in _parts(tuple(map(to_cells, facts))):
+            send(Rows(ask.token, False, part))
     send(Rows(ask.token, True, ()))
+
+
+def _parts(rows: tuple[Cells, ...]) -> Iterator[tuple[Cells, ...]]:
+    """As few parts as fit into messages."""
+    if len(rows) > 1 and len(json.dumps(rows)) > PART_MOST:
+        middle = len(rows) // 2
+        yield from _parts(rows[:middle])
+        yield from _parts(rows[middle:])
+    elif rows:
+        yield rows

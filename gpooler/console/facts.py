@@ -5,7 +5,7 @@ Facts cross from process to process as rows of cells, in the order of their fiel
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from gpooler.config.model import Config, Rule
 from gpooler.stats.registry import WORDS_PER_BLOCK, RouteWord
@@ -30,8 +30,7 @@ AVERAGED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SocketFact:
+class SocketFact(NamedTuple):
     """A client or a server, of any worker."""
 
     worker: int
@@ -166,6 +165,8 @@ class WorkerFact:
 
 def to_cells(fact: Any) -> tuple[str | int | None, ...]:
     """A fact as a row; a tuple at its end is laid out flat."""
+    if isinstance(fact, tuple):
+        return fact
     cells: list[str | int | None] = []
     for field in fields(fact):
         value = getattr(fact, field.name)

@@ -13,7 +13,7 @@ from gpooler.console.answers import ROWS_AT_ONCE, Answer, Answers
 from gpooler.console.grammar import parse
 from gpooler.console.settings import Settings
 from gpooler.console.statements import Nothing, Statement, Transaction
-from gpooler.console.table import Columns, Row, data_row, encoders, row_description
+from gpooler.console.table import Columns, Row, encoders, row_description
 from gpooler.console.tables import NAMES
 from gpooler.errors import (
     AdminShutdown,
@@ -30,6 +30,7 @@ from gpooler.errors import (
 )
 from gpooler.log import LogContext, Logger
 from gpooler.wire import codes, messages
+from gpooler.wire.data_row import data_row
 from gpooler.wire.text import encode
 
 TURN_S: Final = 0.002  # which the others have after so many rows: the relay wants a core, too

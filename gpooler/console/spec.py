@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
+from math import floor
 
 from gpooler.config.model import Config
 from gpooler.console.facts import View
@@ -53,5 +55,9 @@ def time_text(view: View, at_us: int) -> str | None:
     """A moment of the monotonic clock as PgBouncer writes times, in UTC; None for never."""
     if not at_us:
         return None
-    wall_s = view.wall_s - (view.now_us - at_us) / 1e6
+    return _second_text(floor(view.wall_s - (view.now_us - at_us) / 1e6))
+
+
+@lru_cache(maxsize=4096)
+def _second_text(wall_s: int) -> str:
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

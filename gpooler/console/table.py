@@ -68,12 +68,6 @@ def columns(text: str) -> Columns:
     return tuple(found)
 
 
-def _text(cell: Cell) -> bytes:
-    if isinstance(cell, bool):
-        return b"t" if cell else b"f"
-    return encode(str(cell))
-
-
 def _numeric(value: int) -> bytes:
     """A whole number as PostgreSQL's numeric: digits to the base of 10,000 (numeric_send)."""
     digits = []
@@ -89,9 +83,9 @@ def _numeric(value: int) -> bytes:
     return struct.pack(f"!hhHh{len(digits)}h", len(digits), max(weight, 0), sign, 0, *digits)
 
 
-_BINARY: Final[dict[int, Callable[[Cell], bytes]]] = {
-    TEXT.oid: _text,
-    BYTEA.oid: _text,
+_BINARY: Final[dict[int, Callable[[Cell], bytes] | None]] = {
+    TEXT.oid: None,  # its text
+    BYTEA.oid: None,
     INT4.oid: lambda cell: struct.pack("!i", cell),
     INT8.oid: lambda cell: struct.pack("!q", cell),
     NUMERIC.oid: lambda cell: _numeric(int(cell or 0)),
@@ -100,11 +94,14 @@ _BINARY: Final[dict[int, Callable[[Cell], bytes]]] = {
 }
 
 
-def encoders(shape: Columns, formats: Sequence[int]) -> list[Callable[[Cell], bytes]]:
-    """How the cells of each column are sent; ``formats`` as in Bind: none, one for all, or one for each."""
+def encoders(shape: Columns, formats: Sequence[int]) -> list[Callable[[Cell], bytes] | None]:
+    """How ``data_row`` sends the cells of each column, None for text.
+
+    ``formats`` as in Bind: none, one for all, or one for each.
+    """
     wanted = list(formats) if len(formats) > 1 else list(formats or (TEXT_FORMAT,)) * len(shape)
     return [
-        _BINARY[column.type.oid] if is_binary else _text
+        _BINARY[column.type.oid] if is_binary else None
         for column, is_binary in zip(shape, wanted, strict=True)
     ]
 
@@ -117,16 +114,3 @@ def row_description(shape: Columns, formats: Sequence[int] = ()) -> bytes:
         parts.append(encode(column.name) + b"\0")
         parts.append(struct.pack("!IhIhih", 0, 0, column.type.oid, column.type.size, -1, form))
     return messages.message(codes.ROW_DESCRIPTION, b"".join(parts))
-
-
-def data_row(row: Row, how: Sequence[Callable[[Cell], bytes]]) -> bytes:
-    """DataRow; None is NULL."""
-    parts = [struct.pack("!H", len(row))]
-    for cell, make in zip(row, how, strict=True):
-        if cell is None:
-            parts.append(b"\xff\xff\xff\xff")
-        else:
-            value = make(cell)
-            parts.append(struct.pack("!I", len(value)))
-            parts.append(value)
-    return messages.message(codes.DATA_ROW, b"".join(parts))

@@ -37,7 +37,8 @@ cdef struct Chunk:
 
 cdef struct ChunkPool:
     Chunk* free
-    uint32_t count
+    uint32_t count          # kept for reuse
+    uint32_t made           # those, and those in use
 
 
 cdef struct Queue:

@@ -34,6 +34,7 @@ cdef Chunk* chunk_take(ChunkPool* pool) noexcept nogil:
         chunk = <Chunk*> malloc(sizeof(Chunk))
         if chunk == NULL:
             return NULL
+        pool.made += 1
     chunk.next = NULL
     chunk.start = 0
     chunk.end = 0
@@ -43,6 +44,7 @@ cdef Chunk* chunk_take(ChunkPool* pool) noexcept nogil:
 cdef void chunk_give(ChunkPool* pool, Chunk* chunk) noexcept nogil:
     if pool.count >= MAX_FREE_CHUNKS:
         free(chunk)
+        pool.made -= 1
         return
     chunk.next = pool.free
     pool.free = chunk
@@ -55,6 +57,7 @@ cdef void chunk_drop(ChunkPool* pool) noexcept nogil:
         chunk = pool.free
         pool.free = chunk.next
         free(chunk)
+    pool.made -= pool.count
     pool.count = 0
 
 

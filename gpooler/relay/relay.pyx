@@ -801,13 +801,13 @@ cdef class Relay:
 
     def memory(self):
         """What the relay's memory holds, by kind: (bytes of one, how many are used, how many are free)."""
-        cdef uint32_t params = 0, sets = 0
+        cdef uint32_t params = 0, sets = 0, chunks_free = self.e.pool.count, chunks = self.e.pool.made
         params_counts(&params, &sets)
         cdef Py_ssize_t free_clients = len(self.free_clients), free_servers = len(self.free_servers)
         return {
             "client": (sizeof(Client), len(self.clients) * SLAB - free_clients, free_clients),
             "server": (sizeof(Server), len(self.servers) * SLAB - free_servers, free_servers),
-            "chunk": (sizeof(Chunk), 0, self.e.pool.count),
+            "chunk": (sizeof(Chunk), chunks - min(chunks, chunks_free), chunks_free),
             "parameter": (0, params, 0),
             "parameter_set": (0, sets, 0),
             "statement": (0, self.e.statements.count, 0),

@@ -120,12 +120,6 @@ def row_description(names: Iterable[str]) -> bytes:
     return message(codes.ROW_DESCRIPTION, _INT16.pack(len(columns)) + b"".join(columns))
 
 
-def data_row(values: Iterable[bytes]) -> bytes:
-    """DataRow without a NULL."""
-    columns = [_INT32.pack(len(value)) + value for value in values]
-    return message(codes.DATA_ROW, _INT16.pack(len(columns)) + b"".join(columns))
-
-
 def command_complete(tag: str) -> bytes:
     """CommandComplete."""
     return message(codes.COMMAND_COMPLETE, encode(tag) + b"\0")

@@ -82,14 +82,15 @@ def console(pool: Gpooler) -> Iterator[Console]:
         yield found
 
 
-def spread(pool: Gpooler, stack: ExitStack, count: int) -> list[RawClient]:
-    """Clients that are logged in, some in each worker."""
+def spread(pool: Gpooler, stack: ExitStack, count: int, **startup: str) -> list[RawClient]:
+    """Clients that are logged in, ``count`` or a multiple of it, some in each worker."""
     clients: list[RawClient] = []
     with console(pool) as control:
         while True:
             for _ in range(count):
                 client = stack.enter_context(pool.raw())
-                client.login()
+                client.login(**startup)
                 clients.append(client)
-            if all(row["clients"] for row in control.show("WORKERS")):
+            shown = control.show("CLIENTS_EXTENDED WHERE database = 'app'")
+            if len({row["worker"] for row in shown}) == len(control.show("WORKERS")):
                 return clients

@@ -1,5 +1,8 @@
 """Numeric columns of the console move with what they measure, over two workers, as counted here."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -344,6 +347,59 @@ def test_bytes_that_are_under_way_are_shown(make: Make) -> None:
         eventually(is_still)
         zeros = ("recv_pos", "pkt_pos", "send_pos", "send_remain")
         assert {row[name] for row in control.show("SOCKETS") for name in zeros} == {0}
+
+
+def test_memory_is_counted_by_kind(make: Make) -> None:
+    pool = make()
+    with ExitStack() as stack, console(pool) as control:
+        clients = spread(pool, stack, 4)
+
+        def used() -> dict[str, int]:
+            return {row["name"]: row["used"] for row in control.show("MEM")}
+
+        before = used()
+        half = query("SELECT 'half'")
+        for number, client in enumerate(clients):
+            client.query(f"SET application_name = 'mem {number}'")
+            client.send(parse(f"SELECT {number}", name="s"), SYNC, half[:-4])
+            client.read_until()
+        wanted = {
+            "client": 0,
+            "chunk": len(clients),
+            "parameter": len(clients),
+            "statement": len(clients),
+        }
+
+        def agrees() -> bool:
+            now = used()
+            assert {name: now[name] - before[name] for name in wanted} == wanted
+            assert now["parameter_set"] >= before["parameter_set"] + len(clients)
+            return True
+
+        eventually(agrees, within=PATIENCE)
+        for row in control.show("MEM"):
+            assert row["memtotal"] == row["size"] * (row["used"] + row["free"])
+            assert (row["size"] > 0) == (row["name"] in ("client", "server", "chunk"))
+        assert control.one("MEM WHERE name = 'server'")["used"] == len(control.show("SERVERS"))
+        free = control.one("MEM WHERE name = 'chunk'")["free"]
+        for client in clients:
+            client.send(half[-4:])
+            assert client.rows() == [["half"]]
+        eventually(lambda: used()["chunk"] == before["chunk"], within=PATIENCE)
+        assert control.one("MEM WHERE name = 'chunk'")["free"] >= free + len(clients)
+
+
+def test_utilization_is_that_of_the_host(make: Make) -> None:
+    pool = make()
+    with ExitStack() as stack, console(pool) as control:
+        for _ in range(os.cpu_count() or 1):
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        eventually(lambda: control.one("HOST_UTILIZATION")["cpu"] > 90, within=PATIENCE)
+        row = control.one("HOST_UTILIZATION")
+        assert row["cpu"] <= 100
+        assert row["mem"] == pytest.approx(psutil.virtual_memory().percent, abs=5)
 
 
 def test_times_and_ages_are_those_of_the_clock(make: Make, postgres: Postgres) -> None:

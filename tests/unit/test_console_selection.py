@@ -1,5 +1,6 @@
 """WHERE, ORDER BY and LIMIT, and how values cross the wire."""
 
+import struct
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from psycopg.types.numeric import NumericBinaryLoader
 from gpooler.console.grammar import parse
 from gpooler.console.selection import compile_show, parameters_of
 from gpooler.console.statements import Show
-from gpooler.console.table import BYTEA, NUMERIC, Cell, Row, columns, data_row, encoders, row_description
+from gpooler.console.table import BYTEA, NUMERIC, Cell, Row, columns, encoders, row_description
 from gpooler.errors import ConsoleSyntaxError, InvalidText, UndefinedColumn
+from gpooler.wire.data_row import data_row
+from gpooler.wire.text import decode, encode
 
 SHAPE = columns("s: name i: size B: is_open")
 ROWS: list[Row] = [("ann", 3, True), ("bob", None, False), ("a%", 10, True), (None, 1, False)]
@@ -106,20 +109,48 @@ def test_a_pattern_of_many_wildcards_takes_no_time() -> None:
     assert not list(compile_show(show, SHAPE).apply([("a" * 2000, 1, True)]))
 
 
-@given(st.integers(0, 2**64))
+def values(data: bytes) -> list[bytes | None]:
+    """Those of a DataRow."""
+    kind, length, count = struct.unpack_from("!cIH", data)
+    assert (kind, length) == (b"D", len(data) - 1)
+    found: list[bytes | None] = []
+    at = 7
+    for _ in range(count):
+        (size,) = struct.unpack_from("!i", data, at)
+        found.append(None if size < 0 else data[at + 4 : at + 4 + size])
+        at += 4 + max(size, 0)
+    assert at == len(data)
+    return found
+
+
+@given(st.integers(-(2**64), 2**64))
 def test_numeric_in_binary_is_what_drivers_read(value: int) -> None:
-    (encode,) = encoders(columns("N: n"), [1])
-    assert NumericBinaryLoader(NUMERIC.oid).load(encode(value)) == value
+    (sent,) = values(data_row((value,), encoders(columns("N: n"), [1])))
+    assert NumericBinaryLoader(NUMERIC.oid).load(sent or b"") == value
 
 
 def test_formats_of_each_column() -> None:
     shape = columns("i: a q: b f: c B: d s: e")
     row: Row = (1, 2, 0.5, True, "x")
-    assert data_row(row, encoders(shape, ())).endswith(b"\0\0\0\x01x")
-    texts = [make(cell) for make, cell in zip(encoders(shape, [0]), row, strict=True)]
-    assert texts == [b"1", b"2", b"0.5", b"t", b"x"]
-    mixed: list[Any] = [make(cell) for make, cell in zip(encoders(shape, [1, 0, 1, 1, 1]), row, strict=True)]
+    texts = [b"1", b"2", b"0.5", b"t", b"x"]
+    assert values(data_row(row, encoders(shape, ()))) == texts
+    assert values(data_row(row, encoders(shape, [0]))) == texts
+    mixed = values(data_row(row, encoders(shape, [1, 0, 1, 1, 1])))
     assert mixed == [b"\0\0\0\x01", b"2", b"\x3f\xe0" + b"\0" * 6, b"\x01", b"x"]
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()))
+def test_cells_go_as_their_text(cells: list[Any]) -> None:
+    row = tuple(decode(cell) if isinstance(cell, bytes) else cell for cell in cells)
+    truths = {None: None, True: b"t", False: b"f"}
+    wanted = [truths[cell] if cell is None or isinstance(cell, bool) else encode(str(cell)) for cell in row]
+    assert values(data_row(row, [None] * len(row))) == wanted
+
+
+def test_a_row_is_as_wide_as_its_table() -> None:
+    with pytest.raises(ValueError, match="2 cells for 1 columns"):
+        data_row(("a", "b"), encoders(columns("s: a"), ()))
+    assert values(data_row(("x" * 100_000, 2**80), [None, None])) == [b"x" * 100_000, b"1208925819614629174706176"]
 
 
 def test_row_description_names_types() -> None:

@@ -209,7 +209,7 @@ def test_every_table_has_rows_of_its_shape_and_types(table: str, config: Config)
     of = view(
         config,
         routes=(route(config, "orders.default", "u", CLIENTS=2, CLIENTS_WAITING=1),),
-        sockets=(SOCKET_FACT, replace(SOCKET_FACT, kind="S", state="active")),
+        sockets=(SOCKET_FACT, SOCKET_FACT._replace(kind="S", state="active")),
         memory=(MemoryFact("client", 400, 2, 254),),
         bans=(BanFact("10.0.0.1", None, 5, 101_000_000),),
         hosts=(HostFact("db.example", 105_000_000, "10.0.0.9"),),
@@ -311,7 +311,7 @@ def test_a_client_that_waits_says_for_how_long(config: Config) -> None:
 
 
 def test_servers_that_close_are_in_the_extended_table_only(config: Config) -> None:
-    of = view(config, sockets=(replace(SOCKET_FACT, kind="S", state="closing"),))
+    of = view(config, sockets=(SOCKET_FACT._replace(kind="S", state="closing"),))
     assert rows("servers", of) == rows("sockets", of) == []
     (server,) = rows("servers_extended", of)
     assert server["state"] == "closing"
@@ -358,7 +358,7 @@ def test_the_configuration_is_shown_without_secrets(config: Config) -> None:
 
 def test_facts_survive_the_way_between_processes() -> None:
     sent: list[Rows] = []
-    many = [replace(SOCKET_FACT, number=number, name="x" * 64) for number in range(1000)]
+    many = [SOCKET_FACT._replace(number=number, name="x" * 64) for number in range(1000)]
     slices = [many[at : at + 64] for at in range(0, 1000, 64)]
     answer(Ask(7, "sockets"), lambda what: iter(slices), sent.append)
     datagrams = [CODEC.encode(message) for message in sent]
