@@ -19,6 +19,8 @@ from gpooler.errors import ConfigurationError
 from gpooler.net.tcp import Option
 
 _SUN_PATH_MAX: Final = 107  # unix(7): 108 bytes with the final zero
+# A client speaks first: it is accepted when it has, without a wake-up before; who says nothing, a second later.
+_DEFERRED: Final = (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _bind_tcp(
             try:
                 taken_over = ready.pop(address[:2], None)
                 if taken_over is not None:
-                    for level, name, value in options:
+                    for level, name, value in (_DEFERRED, *options):
                         taken_over.setsockopt(level, name, value)
                     taken_over.listen(spec.backlog)
                 sock = taken_over or _listen_tcp(family, address, spec.backlog, is_reuseport, options)
@@ -173,7 +175,7 @@ def _listen_tcp(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        for level, name, value in options:
+        for level, name, value in (_DEFERRED, *options):
             sock.setsockopt(level, name, value)
         sock.bind(address)
         sock.listen(backlog)

@@ -27,6 +27,7 @@ cdef struct Tls:
     void* outgoing              # BIO: what goes to it
     uint32_t most               # bytes that one of them has held
     bint is_closing             # our close_notify was made
+    bint is_dry                 # of what came nothing is left that makes plain bytes
     Tls* fat_next               # those with fat BIOs are a list
     Tls* fat_previous
     bint is_fat

@@ -124,14 +124,20 @@ cdef void tls_free(Tls* tls) noexcept nogil:
 
 cdef ssize_t tls_read(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil:
     cdef int got, error
+    cdef char* data
+    if tls.is_dry:
+        return TLS_NOTHING
     if size > 1 << 30:
         size = 1 << 30
     ERR_clear_error()
     got = SSL_read(tls.ssl, buffer, <int> size)
     if got > 0:
+        # The record is at its end where it gave less than there is room for, and OpenSSL reads none ahead.
+        tls.is_dry = <size_t> got < size and BIO_get_mem_data(tls.incoming, &data) == 0
         return got
     error = SSL_get_error(tls.ssl, got)
     if error == SSL_ERROR_WANT_READ:
+        tls.is_dry = True
         return TLS_NOTHING
     return TLS_CLOSED if error == SSL_ERROR_ZERO_RETURN else TLS_BROKEN
 
@@ -148,6 +154,7 @@ cdef bint tls_put(Tls* tls, const unsigned char* data, size_t size) noexcept nog
     if BIO_write(tls.incoming, data, <int> size) != <int> size:
         return False
     note_size(tls, tls.incoming)
+    tls.is_dry = False
     return True
 
 

@@ -188,6 +188,24 @@ def test_parameters_that_a_server_refuses(make: Callable[..., tuple[Gpooler, Scr
     eventually(lambda: scraper.route("errors_total", reason="server_deploy_failed") == 2, within=PATIENCE)
 
 
+def test_servers_of_replication_end_with_their_clients(
+    make: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
+) -> None:
+    gpooler, scraper = make({"storage_user": "replicator"})
+    route = Scraper(scraper.port, user="replicator")
+    with ExitStack() as stack:
+        clients = spread(gpooler, stack, 4, replication="database")
+        for client in clients:
+            client.query("IDENTIFY_SYSTEM")
+        assert len(postgres.walsenders()) == len(clients)
+        for client in clients:
+            client.terminate()
+        eventually(
+            lambda: route.route("ends_total", reason="server_client_left") == len(clients), within=PATIENCE
+        )
+        eventually(lambda: postgres.walsenders() == [])
+
+
 def test_a_smaller_pool_has_servers_recalled(
     make: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
 ) -> None:
