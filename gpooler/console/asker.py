@@ -21,7 +21,7 @@ BROKER: Final = 0  # among the numbers of workers
 SILENCE_US: Final = 2_000_000  # without a part of its answer for so long somebody is missing
 PART_MOST: Final = 60_000  # bytes of rows in one message, of the 131,072 that a datagram may have
 
-Cells = Sequence[str | int | None]
+Cells = tuple[str | int | None, ...]
 Source = Callable[[str], Iterator[Sequence[Any]]]
 """Makes facts of a kind, a slice at a time. Yields between them."""
 

@@ -44,6 +44,11 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 Rows = list[dict[str, Any]]
 
+NOTHING: Final = SocketFact(
+    0, "", 0, "", "", "", "none", "", "", 0, "", 0, 0, 0, 0, 0, 0, "", 0, "", "", 0, 0, 0, 0, -1, "", "",
+    0, 0, 0, "", 0, 0, 0,
+)  # fmt: skip
+
 
 class ConsoleClient(Protocol):
     """A client of the console."""
@@ -134,85 +139,47 @@ class Sources:
                 yield [fact for row in rows if (fact := make(row)) is not None]
                 gevent.sleep(TURN_S)
 
+    # Both in the order of the fields, without their names: thousands are made while transactions run.
+
     def _client(self, row: dict[str, Any]) -> SocketFact:
         database, user = self._clients.name_of(row["names"])
+        handle, state, has_server = row["handle"], row["state"], row["server_pid"]
         family, address, port = row["remote"]
+        local_family, local_address, local_port = row["local"]
         return SocketFact(
-            kind="C",
-            number=CLIENT_BIT | self._place(row["handle"]),
-            id=client_id(row["id"]),
-            user=user,
-            database=database,
-            replication=self._clients.replication_of(row["handle"]),
-            state=CLIENT_STATES[row["state"]],
-            address=_host(family, address),
-            port=port,
-            request_us=row["request_us"],
-            is_waiting=int(row["state"] == WAITING),
-            closes=0,
-            link=server_id(row["other_id"]) if row["server_pid"] else "",
-            remote_pid=row["peer_pid"],
-            transaction_us=row["transaction_us"],
-            query_us=row["query_us"],
-            link_pid=row["server_pid"],
-            storage="",
-            uses=0,
-            expires_us=0,
-            cancelling=0,
-            **self._common(row),
-        )
+            self._worker, "C", CLIENT_BIT | self._place(handle), client_id(row["id"]),
+            user, database, self._clients.replication_of(handle), CLIENT_STATES[state],
+            _host(family, address), port, _host(local_family, local_address), local_port,
+            row["born_us"], row["request_us"], row["since_us"],
+            int(state == WAITING), 0, server_id(row["other_id"]) if has_server else "",
+            row["peer_pid"], self._relay.tls_text(row["tls"]), _text(row["name"]),
+            row["prepared"], row["left"], row["held"], row["queued"], row["fd"],
+            pin_names(row["pins"]), _letter(row["transaction"]), row["transaction_us"], row["query_us"],
+            has_server, "", 0, 0, 0,
+        )  # fmt: skip
 
     def _server(self, row: dict[str, Any]) -> SocketFact | None:
-        lease = self._servers.leases.get(row["handle"])
+        handle, other = row["handle"], row["other_handle"]
+        lease = self._servers.leases.get(handle)
         if lease is None:
             return None  # it has gone meanwhile
         database, user = _route_name(lease.route)
-        is_active = bool(row["other_handle"])
         state = SERVER_STATES[row["state"]]
         if row["cancelling"] and row["state"] == RESETTING:
             state = "being_canceled"
+        local_family, local_address, local_port = row["local"]
         return SocketFact(
-            kind="S",
-            number=SERVER_BIT | self._place(row["handle"]),
-            id=server_id(row["id"]),
-            user=user,
-            database=database,
-            replication=self._clients.replication_of(row["other_handle"]) if is_active else "none",
-            state=state,
-            **_endpoint(lease.address),
-            request_us=row["query_us"],
-            is_waiting=0,
-            closes=int(row["closes"]),
-            link=client_id(row["other_id"]) if is_active else "",
-            remote_pid=row["pid"],
-            transaction_us=row["begin_us"] if row["transaction"] != ord("I") else 0,
-            query_us=row["query_us"] if is_active else 0,
-            link_pid=0,
-            storage=lease.route.rule.storage,
-            uses=row["uses"],
-            expires_us=row["expires_us"],
-            cancelling=row["cancelling"],
-            **self._common(row),
-        )
-
-    def _common(self, row: dict[str, Any]) -> dict[str, Any]:
-        family, address, port = row["local"]
-        return {
-            "worker": self._worker,
-            "local_address": _host(family, address),
-            "local_port": port,
-            "born_us": row["born_us"],
-            "since_us": row["since_us"],
-            "tls": self._relay.tls_text(row["tls"]),
-            "name": row["name"].decode("utf-8", "replace"),
-            "prepared": row["prepared"],
-            "left": row["left"],
-            "held": row["held"],
-            "queued": row["queued"],
-            "fd": row["fd"],
-            "pins": pin_names(row["pins"]),
-            "transaction": chr(row["transaction"]) if row["transaction"] else "",
-        }
+            self._worker, "S", SERVER_BIT | self._place(handle), server_id(row["id"]),
+            user, database, self._clients.replication_of(other) if other else "none", state,
+            *_endpoint(lease.address), _host(local_family, local_address), local_port,
+            row["born_us"], row["query_us"], row["since_us"],
+            0, int(row["closes"]), client_id(row["other_id"]) if other else "",
+            row["pid"], self._relay.tls_text(row["tls"]), _text(row["name"]),
+            row["prepared"], row["left"], row["held"], row["queued"], row["fd"],
+            pin_names(row["pins"]), _letter(row["transaction"]),
+            row["begin_us"] if row["transaction"] != ord("I") else 0, row["query_us"] if other else 0,
+            0, lease.route.rule.storage, row["uses"], row["expires_us"], row["cancelling"],
+        )  # fmt: skip
 
     def _place(self, handle: int) -> int:
         """Worker and index of a record: unique among those that are there now."""
@@ -220,14 +187,7 @@ class Sources:
 
     def _bare(self, **known: Any) -> SocketFact:
         """What the relay has no record of."""
-        values: dict[str, Any] = {
-            "worker": self._worker, "replication": "none", "local_address": "", "local_port": 0,
-            "request_us": 0, "is_waiting": 0, "closes": 0, "link": "", "remote_pid": 0, "tls": "", "name": "",
-            "prepared": 0, "left": 0, "held": 0, "queued": 0, "fd": -1, "pins": "", "transaction": "",
-            "transaction_us": 0, "query_us": 0, "link_pid": 0, "storage": "", "uses": 0, "expires_us": 0,
-            "cancelling": 0,
-        }  # fmt: skip
-        return SocketFact(**{**values, **known})
+        return NOTHING._replace(worker=self._worker, **known)
 
     def _console(self, client: ConsoleClient) -> SocketFact:
         who = client.who
@@ -248,6 +208,7 @@ class Sources:
 
     def _opening(self, lease: Lease) -> SocketFact:
         database, user = _route_name(lease.route)
+        address, port = _endpoint(lease.address)
         return self._bare(
             kind="S",
             number=SERVER_BIT | self._place((1 << INDEX_BITS) - 1 - lease.slot),
@@ -255,7 +216,8 @@ class Sources:
             user=user,
             database=database,
             state="new",
-            **_endpoint(lease.address),
+            address=address,
+            port=port,
             born_us=lease.born_us,
             since_us=lease.born_us,
             storage=lease.route.rule.storage,
@@ -342,10 +304,19 @@ def _host(family: int, address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
 
 
-def _endpoint(address: Address | None) -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _letter(transaction: int) -> str:
+    return chr(transaction) if transaction else ""
+
+
+def _endpoint(address: Address | None) -> tuple[str, int]:
     """Where a server is."""
     if address is None:
-        return {"address": "", "port": 0}
+        return "", 0
     if isinstance(address.sockaddr, str):
-        return {"address": "unix", "port": int(address.sockaddr.rpartition(".")[2])}
-    return {"address": address.sockaddr[0], "port": address.sockaddr[1]}
+        return "unix", int(address.sockaddr.rpartition(".")[2])
+    return address.sockaddr[0], address.sockaddr[1]

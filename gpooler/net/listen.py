@@ -19,7 +19,7 @@ from gpooler.errors import ConfigurationError
 from gpooler.net.tcp import Option
 
 _SUN_PATH_MAX: Final = 107  # unix(7): 108 bytes with the final zero
-# A client speaks first: it is accepted when it has, without a wake-up before; who says nothing, a second later.
+# A client speaks first and is accepted when it has, with no wake-up before; who is silent, a second later.
 _DEFERRED: Final = (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 import gevent
@@ -490,6 +491,7 @@ _PIN_NAMES: Final = (
 )
 
 
+@lru_cache
 def pin_names(pins: int) -> str:
     """What binds a server to its client, for people."""
     return ", ".join(name for bit, name in _PIN_NAMES if pins & bit)

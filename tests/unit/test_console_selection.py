@@ -150,7 +150,10 @@ def test_cells_go_as_their_text(cells: list[Any]) -> None:
 def test_a_row_is_as_wide_as_its_table() -> None:
     with pytest.raises(ValueError, match="2 cells for 1 columns"):
         data_row(("a", "b"), encoders(columns("s: a"), ()))
-    assert values(data_row(("x" * 100_000, 2**80), [None, None])) == [b"x" * 100_000, b"1208925819614629174706176"]
+    assert values(data_row(("x" * 100_000, 2**80), [None, None])) == [
+        b"x" * 100_000,
+        b"1208925819614629174706176",
+    ]
 
 
 def test_row_description_names_types() -> None:
