@@ -12,6 +12,7 @@ from gevent.event import AsyncResult
 
 from gpooler.auth.failures import Failures
 from gpooler.client.clients import Clients
+from gpooler.console.client_rows import client_facts
 from gpooler.console.facts import (
     BanFact,
     CopyFact,
@@ -32,17 +33,13 @@ from gpooler.server.servers import Lease, Servers, pin_names
 from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 
-CLIENT_STATES: Final = {1: "idle", 2: "waiting", 3: "active", 4: "leaving"}  # relay/engine.pxd: ClientState
-SERVER_STATES: Final = {1: "idle", 2: "active", 3: "tested", 4: "closing"}
+SERVER_STATES: Final = {1: "idle", 2: "active", 3: "tested", 4: "closing"}  # relay/engine.pxd: ServerState
 TURN_S: Final = 0.001  # which the others have between two slices: the relay wants a core, too
-WAITING: Final = 2
 RESETTING: Final = 3
 CLIENT_BIT: Final = 1 << 30  # of the numbers in the column `id`; servers have the other
 SERVER_BIT: Final = 1 << 29
 INDEX_BITS: Final = 21
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-
-Rows = list[dict[str, Any]]
 
 NOTHING: Final = SocketFact(
     0, "", 0, "", "", "", "none", "", "", 0, "", 0, 0, 0, 0, 0, 0, "", 0, "", "", 0, 0, 0, 0, -1, "", "",
@@ -105,7 +102,7 @@ class Sources:
         maker = makers.get(what)
         return iter(()) if maker is None else maker()
 
-    def on_reply(self, token: int, reply: tuple[Rows, int]) -> None:
+    def on_reply(self, token: int, reply: tuple[Any, int]) -> None:
         """Rows of the relay."""
         waiter = self._replies.pop(token, None)
         if waiter is not None:
@@ -119,14 +116,14 @@ class Sources:
 
     def _sockets(self) -> Iterator[Sequence[SocketFact]]:
         yield [self._console(client) for client in self._consoles()]
-        yield from self._slices(self._relay.list_clients, self._client)
-        yield from self._slices(self._relay.list_servers, self._server)
+        yield from self._slices(self._relay.list_clients, self._client_facts)
+        yield from self._slices(self._relay.list_servers, self._server_facts)
         yield [self._opening(lease) for lease in self._servers.opening]
 
     def _slices(
         self,
         ask: Callable[[int], tuple[int | None, int]],
-        make: Callable[[dict[str, Any]], SocketFact | None],
+        make: Callable[[Any], Sequence[SocketFact]],
     ) -> Iterator[Sequence[SocketFact]]:
         """Each slice is a command to the relay, which looks at its other work in between."""
         at = 0
@@ -136,27 +133,24 @@ class Sources:
                 return
             rows, _ = self._reply(token)
             if rows:
-                yield [fact for row in rows if (fact := make(row)) is not None]
+                yield make(rows)
                 gevent.sleep(TURN_S)
 
-    # Both in the order of the fields, without their names: thousands are made while transactions run.
+    def _client_facts(self, rows: bytes) -> Sequence[SocketFact]:
+        clients = self._clients
+        first = CLIENT_BIT | self._place(0)
+        return client_facts(
+            rows,
+            self._worker,
+            first,
+            clients.name_of,
+            clients.replication_of,
+            self._relay.tls_text,
+            pin_names,
+        )
 
-    def _client(self, row: dict[str, Any]) -> SocketFact:
-        database, user = self._clients.name_of(row["names"])
-        handle, state, has_server = row["handle"], row["state"], row["server_pid"]
-        family, address, port = row["remote"]
-        local_family, local_address, local_port = row["local"]
-        return SocketFact(
-            self._worker, "C", CLIENT_BIT | self._place(handle), client_id(row["id"]),
-            user, database, self._clients.replication_of(handle), CLIENT_STATES[state],
-            _host(family, address), port, _host(local_family, local_address), local_port,
-            row["born_us"], row["request_us"], row["since_us"],
-            int(state == WAITING), 0, server_id(row["other_id"]) if has_server else "",
-            row["peer_pid"], self._relay.tls_text(row["tls"]), _text(row["name"]),
-            row["prepared"], row["left"], row["held"], row["queued"], row["fd"],
-            pin_names(row["pins"]), _letter(row["transaction"]), row["transaction_us"], row["query_us"],
-            has_server, "", 0, 0, 0,
-        )  # fmt: skip
+    def _server_facts(self, rows: list[dict[str, Any]]) -> Sequence[SocketFact]:
+        return [fact for row in rows if (fact := self._server(row)) is not None]
 
     def _server(self, row: dict[str, Any]) -> SocketFact | None:
         handle, other = row["handle"], row["other_handle"]
@@ -174,9 +168,9 @@ class Sources:
             *_endpoint(lease.address), _host(local_family, local_address), local_port,
             row["born_us"], row["query_us"], row["since_us"],
             0, int(row["closes"]), client_id(row["other_id"]) if other else "",
-            row["pid"], self._relay.tls_text(row["tls"]), _text(row["name"]),
+            row["pid"], self._relay.tls_text(row["tls"]), row["name"].decode("utf-8", "replace"),
             row["prepared"], row["left"], row["held"], row["queued"], row["fd"],
-            pin_names(row["pins"]), _letter(row["transaction"]),
+            pin_names(row["pins"]), chr(row["transaction"]),
             row["begin_us"] if row["transaction"] != ord("I") else 0, row["query_us"] if other else 0,
             0, lease.route.rule.storage, row["uses"], row["expires_us"], row["cancelling"],
         )  # fmt: skip
@@ -302,15 +296,6 @@ def _host(family: int, address: bytes) -> str:
     if family == 0:
         return "unix"
     return socket.inet_ntop(socket.AF_INET6 if family == 6 else socket.AF_INET, address)
-
-
-@lru_cache(maxsize=1024)
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")
-
-
-def _letter(transaction: int) -> str:
-    return chr(transaction) if transaction else ""
 
 
 def _endpoint(address: Address | None) -> tuple[str, int]:

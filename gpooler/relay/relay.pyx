@@ -47,50 +47,30 @@ cdef bytes place_bytes(Place* place):
     return (<char*> place.address)[:4 if place.family == 4 else 16 if place.family else 0]
 
 
-cdef dict common_row(Common* row):
+cdef dict server_row(ServerRow* row):
+    cdef Common* common = &row.common
     return {
-        "id": row.id, "handle": row.handle, "born_us": row.born_us, "since_us": row.since_us,
-        "other_id": row.other_id, "other_handle": row.other_handle, "route": row.route, "pid": row.pid,
-        "prepared": row.prepared, "left": row.left, "held": row.held, "queued": row.queued, "fd": row.fd,
-        "pins": row.pins, "state": row.state, "tls": row.tls, "transaction": row.transaction,
-        "local": (row.local.family, place_bytes(&row.local), row.local.port),
-        "name": (<char*> row.name)[:row.name_size],
+        "id": common.id, "handle": common.handle, "born_us": common.born_us, "since_us": common.since_us,
+        "other_id": common.other_id, "other_handle": common.other_handle, "pid": common.pid,
+        "prepared": common.prepared, "left": common.left, "held": common.held, "queued": common.queued,
+        "fd": common.fd, "pins": common.pins, "state": common.state, "tls": common.tls,
+        "transaction": common.transaction,
+        "local": (common.local.family, place_bytes(&common.local), common.local.port),
+        "name": (<char*> common.name)[:common.name_size],
+        "query_us": row.query_us, "begin_us": row.begin_us, "uses": row.uses, "expires_us": row.expires_us,
+        "cancelling": row.cancelling, "closes": bool(row.closes),
     }
 
 
-cdef dict client_row(ClientRow* row):
-    cdef dict result = common_row(&row.common)
-    result["request_us"] = row.request_us
-    result["transaction_us"] = row.transaction_us
-    result["query_us"] = row.query_us
-    result["names"] = row.names
-    result["server_pid"] = row.server_pid
-    result["peer_pid"] = row.peer_pid
-    result["remote"] = (row.remote.family, place_bytes(&row.remote), row.remote.port)
-    return result
-
-
-cdef dict server_row(ServerRow* row):
-    cdef dict result = common_row(&row.common)
-    result["query_us"] = row.query_us
-    result["begin_us"] = row.begin_us
-    result["uses"] = row.uses
-    result["expires_us"] = row.expires_us
-    result["slot"] = row.slot
-    result["cancelling"] = row.cancelling
-    result["closes"] = bool(row.closes)
-    return result
-
-
-cdef list rows_of(Command* reply):
+cdef object rows_of(Command* reply):
     """What a LIST_… command has brought."""
     cdef uint32_t i
     cdef list result = []
     cdef StatementRow* statement
+    if reply.kind == COMMAND_LIST_CLIENTS:
+        return (<char*> reply.rows)[:reply.now * sizeof(ClientRow)]
     for i in range(reply.now):
-        if reply.kind == COMMAND_LIST_CLIENTS:
-            result.append(client_row(<ClientRow*> reply.rows + i))
-        elif reply.kind == COMMAND_LIST_SERVERS:
+        if reply.kind == COMMAND_LIST_SERVERS:
             result.append(server_row(<ServerRow*> reply.rows + i))
         elif reply.kind == COMMAND_LIST_COPIES:
             result.append(bytes(<char*> (<CopyRow*> reply.rows + i).name))
@@ -737,12 +717,12 @@ cdef class Relay:
         """Ask for the adopted clients of the slice that begins with record ``at``.
 
         Returns a token, and where the next slice begins; None as a token at the end. The rows come by
-        ``poll`` as dictionaries.
+        ``poll`` as they are, ``listing.ClientRow``: ``console.client_rows`` reads them.
         """
         return self.list_slice(COMMAND_LIST_CLIENTS, at, self.clients, sizeof(Client), sizeof(ClientRow))
 
     def list_servers(self, uint32_t at):
-        """The same for servers."""
+        """The same for servers; their rows come as dictionaries."""
         return self.list_slice(COMMAND_LIST_SERVERS, at, self.servers, sizeof(Server), sizeof(ServerRow))
 
     cdef tuple list_slice(self, uint8_t kind, uint32_t at, list slabs, size_t size, size_t row_size):
