@@ -13,14 +13,15 @@ from gevent.lock import BoundedSemaphore
 
 from gpooler.auth import exchange
 from gpooler.auth.exchange import Done, Later, Md5Exchange, ScramExchange, Stored
-from gpooler.auth.failures import Failures
 from gpooler.auth.groups import Groups
 from gpooler.auth.randomness import random_bytes
 from gpooler.client.admission import Admission
 from gpooler.client.cancels import Cancels
 from gpooler.client.entrance import ClientGone, Guest
 from gpooler.client.greeting import Greeting, Greetings, Key, overrides, statuses
+from gpooler.client.handshakes import DIRECT, GSSENC, SSL, Handshakes
 from gpooler.client.plan import Plan, Plans
+from gpooler.client.refusals import Refusals
 from gpooler.client.sources import Sources, binding_of, learns_servers_secret
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Authentication, Config, Rule
@@ -32,22 +33,19 @@ from gpooler.errors import (
     DatabaseDisabled,
     GpoolerError,
     InternalError,
-    LoginTimeout,
     NoRule,
     ParameterCannotChange,
     ProtocolViolation,
     RuleClientMaxReached,
-    TlsFailed,
     TlsRequired,
     UserBlocked,
 )
 from gpooler.faults import fault_point
-from gpooler.log import Logger, client_id
+from gpooler.log import Logger
 from gpooler.net.host_names import HostNames
 from gpooler.net.tcp import Option, set_options, tcp_settings
-from gpooler.net.tls import ALPN, Acceptor, TlsFault, run_heavy
+from gpooler.net.tls import Acceptor
 from gpooler.relay.relay import Relay
-from gpooler.relay.tls import TlsHandshake
 from gpooler.routing.route import Mode, Route
 from gpooler.routing.rules import is_of_database
 from gpooler.stats.registry import ProcessWord, RouteWord, Time
@@ -62,15 +60,11 @@ from gpooler.wire.startup import (
     parse_startup,
     parse_startup_length,
 )
-from gpooler.wire.text import encode
 
 REFUSED: Final = b"N"  # answers to an encryption request
 ACCEPTED: Final = b"S"
 SSL_REQUEST: Final = SSLRequest()
 SSL_REQUEST_DATA: Final = messages.ssl_request()[4:]
-SSL: Final = 1  # bits of Guest.requests
-GSSENC: Final = 2
-DIRECT: Final = 4  # TLS without a request
 READY: Final = messages.ready_for_query()
 ASKS_PASSWORD: Final = (Authentication.CLEAR_TEXT, Authentication.MD5, Authentication.SCRAM_SHA_256)
 IN_CLEAR: Final = (Authentication.CLEAR_TEXT, Authentication.EXTERNAL)  # what they ask for others can read
@@ -134,7 +128,8 @@ class Login:
         hosts: HostNames,
         names: Callable[[str, str], int],
         on_adopted: Callable[[int, Guest, SetUp | None], None],
-        failures: Failures,
+        refusals: Refusals,
+        handshakes: Handshakes,
     ) -> None:
         """``acceptors`` by the number of their listener; ``names`` gives the index of a (database, user);
         ``mock_key``: see ``auth.exchange``.
@@ -153,11 +148,11 @@ class Login:
         groups.on_change = hosts.on_change = self._look_anew
         self._names = names
         self._on_adopted = on_adopted
-        self._failures = failures
-        self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
+        self._refusals = refusals
+        self._handshakes = handshakes
         self._greetings: dict[int, Greetings] = {}
         self.is_draining = False
-        self.demanding: set[int] = set()  # numbers of listeners that take nobody without TLS
+        self.demanding = handshakes.demanding
         self.console: Console | None = None
         self.remember: Remember = lambda *_: None
         self.forget: Callable[[], None] = lambda: None  # what was remembered
@@ -166,9 +161,8 @@ class Login:
     def configure(self, config: Config, acceptors: Mapping[int, Acceptor]) -> None:
         """From now on; who is logging in already goes on by what its rule is now."""
         self._config = config
-        self._acceptors = acceptors
-        self.demanding.clear()
-        self.demanding.update(number for number, acceptor in acceptors.items() if acceptor.is_required)
+        self._refusals.configure(config.limits)
+        self._handshakes.configure(acceptors)
         self._rules = {rule.name: rule for rule in config.served}
         self._plans = Plans(config, self._logger.is_debug)
         self._plans.members = self._groups.members
@@ -187,7 +181,7 @@ class Login:
         try:
             self._on_startup(guest, packet)
         except (GpoolerError, ClientGone) as error:
-            self._end(guest, error)
+            self._refusals.end(guest, error)
 
     def on_password(self, guest: Guest, body: bytes) -> None:
         """The body of a password message."""
@@ -195,62 +189,22 @@ class Login:
             assert guest.conversation is not None
             said = guest.conversation.answer(body)
             if isinstance(said, Later):
-                self._refuse_banned(guest)  # nobody is asked for who is refused anyway
+                self._refusals.refuse_banned(guest)  # nobody is asked for who is refused anyway
             self._go_on(guest, said)
         except (GpoolerError, ClientGone) as error:
-            self._end(guest, error)
+            self._refusals.end(guest, error)
 
     def on_direct_tls(self, guest: Guest) -> None:
         """A TLS handshake in place of a startup packet (``sslnegotiation=direct`` of libpq)."""
-        acceptor = self._acceptors.get(guest.listener)
-        if acceptor is None or not guest.family:
-            self.on_bad(guest, True)
-        else:
+        if self._handshakes.is_possible(guest):
             guest.requests |= SSL | DIRECT
-            self._begin_tls(guest, acceptor)
-
-    def _begin_tls(self, guest: Guest, acceptor: Acceptor) -> None:
-        guest.handshake = acceptor.begin()
-        guest.expect_handshake()
+            self._handshakes.begin(guest)
+        else:
+            self.on_bad(guest, True)
 
     def on_handshake(self, guest: Guest, data: bytes) -> None:
         """Bytes of a TLS handshake."""
-        assert guest.handshake is not None
-        guest.handshake.feed(data)
-        if guest.handshake.is_heavy:
-            gevent.spawn(self._shake_hands, guest, guest.handshake, run_heavy)
-        else:
-            self._shake_hands(guest, guest.handshake, None)
-
-    def _shake_hands(
-        self, guest: Guest, handshake: TlsHandshake, run: Callable[[Callable[[], bool]], bool] | None
-    ) -> None:
-        """Go on with a handshake; ``run`` calls its step, None for at once."""
-        try:
-            try:
-                is_over = handshake.step() if run is None else run(handshake.step)
-            finally:
-                if guest.fd >= 0 and (data := handshake.take()):
-                    guest.send_handshake(data)
-            if guest.fd < 0:
-                return
-            if not is_over:
-                guest.expect_handshake()
-            else:
-                session = handshake.session()
-                if guest.requests & DIRECT and session.facts.alpn != ALPN:
-                    raise TlsFault(f'direct TLS without the protocol name "{ALPN.decode()}" (ALPN)')
-                guest.secure(session)
-                if self._logger.is_debug:
-                    self._logger.debug(f"TLS: {session.facts}", context="startup", who=guest.who)
-                guest.expect_startup()
-        except (TlsFault, ConnectionError) as error:
-            self._end(guest, TlsFailed(cause=str(error)))
-        except ClientGone as error:
-            self._end(guest, error)
-        else:
-            if run is not None:
-                guest.resume()
+        self._handshakes.go_on(guest, data)
 
     def on_mismatch(self, guest: Guest, body: bytes) -> None:
         """The body of a password message that does not fit ``guest.salt``: say what is wrong with it."""
@@ -263,11 +217,11 @@ class Login:
         try:
             self._go_on(guest, done)
         except (GpoolerError, ClientGone) as error:
-            self._end(guest, error)
+            self._refusals.end(guest, error)
 
     def on_refused(self, guest: Guest, error: GpoolerError) -> None:
         """What the client answered proves nothing."""
-        self._end(guest, error)
+        self._refusals.end(guest, error)
 
     def on_bad(self, guest: Guest, is_startup: bool) -> None:
         """Bytes that are no message of the kind expected."""
@@ -278,73 +232,21 @@ class Login:
                 messages.split_password_message(guest.buffer)
             raise AssertionError("the entrance and the parsers disagree")
         except GpoolerError as error:
-            self._end(guest, error)
+            self._refusals.end(guest, error)
 
     def on_surprise(self, guest: Guest) -> None:
         """A mistake of ours, told in an except clause: it ends this login alone."""
         self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
         if guest.fd >= 0:
-            self._end(guest, InternalError(cause="uncaught"))
+            self._refusals.end(guest, InternalError(cause="uncaught"))
 
     def on_gone(self, guest: Guest, cause: str) -> None:
         """The client closed or broke the connection."""
-        self._end(guest, ClientGone(cause))
+        self._refusals.end(guest, ClientGone(cause))
 
     def expire(self, guest: Guest) -> None:
         """Its client_login_timeout is over."""
-        if guest in self._kept_back:
-            self._let_go(guest)
-        else:
-            self._end(guest, LoginTimeout(guest.timeout_ms))
-
-    def _end(self, guest: Guest, error: GpoolerError | ClientGone) -> None:
-        """A login failed: tell the log, and the client if it is there; nothing of it is left."""
-        if guest.is_counted:
-            guest.is_counted = False
-            self._admission.leave()
-        if isinstance(error, GpoolerError):
-            self._counters.add_process(ProcessWord.LOGIN_ERRORS)
-            self._logger.error(
-                f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
-            )
-            if isinstance(error, AuthenticationFailed) and (delay_s := self._note_failure(guest, error)):
-                self._kept_back[guest] = error
-                gevent.spawn_later(delay_s, self._let_go, guest)
-                return
-            self._tell(guest, error)
-        elif guest.who.user:
-            self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
-        guest.close()
-
-    def _note_failure(self, guest: Guest, error: AuthenticationFailed) -> float:
-        """Count a failed login; returns for how many seconds its answer is to be kept back."""
-        assert guest.plan is not None
-        is_guess = not isinstance(error, AuthenticationUndecided)
-        if is_guess and self._failures.add(guest.address, encode(guest.plan.packet.user)):
-            limits = self._config.limits
-            self._logger.error(
-                f"banned for {limits.auth_failure_ban_ms} ms after {limits.auth_failure_max} failed logins",
-                context="startup",
-                who=guest.who,
-            )
-        return self._failures.delay_s(guest.address)
-
-    def _let_go(self, guest: Guest) -> None:
-        """Tell a client what was kept back."""
-        error = self._kept_back.pop(guest, None)
-        if error is not None:
-            self._tell(guest, error)
-            guest.close()
-
-    def _tell(self, guest: Guest, error: GpoolerError) -> None:
-        rule = None if guest.plan is None else guest.plan.rule
-        is_id_shown = rule is None or rule.client_show_id
-        if guest.handshake is not None:
-            return  # an alert was all that could be said
-        try:
-            guest.send(messages.error_response(error, client_id(guest.number) if is_id_shown else None))
-        except ClientGone:
-            return  # or does not read: either way it is not told
+        self._refusals.expire(guest)
 
     # -- steps of a login
 
@@ -362,17 +264,16 @@ class Login:
             guest.requests |= request
             if guest.buffer:
                 raise ProtocolViolation("received unencrypted data after an encryption request")
-            is_possible = request == SSL and guest.family and guest.tls is None
-            acceptor = self._acceptors.get(guest.listener) if is_possible else None
-            answer = REFUSED if acceptor is None else ACCEPTED
+            is_taken = request == SSL and self._handshakes.is_possible(guest)
+            answer = ACCEPTED if is_taken else REFUSED
             if self._logger.is_debug:
                 said = f"{type(packet).__name__}: answered {answer.decode()}"
                 self._logger.debug(said, context="startup", who=guest.who)
             guest.send(answer)
-            if acceptor is None:
-                guest.expect_startup()
+            if is_taken:
+                self._handshakes.begin(guest)
             else:
-                self._begin_tls(guest, acceptor)
+                guest.expect_startup()
         elif isinstance(packet, CancelRequest):
             gevent.spawn(self._cancel, guest, packet)
         elif self._groups.is_ready:
@@ -477,14 +378,17 @@ class Login:
                 guest.resume()
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
-                self._end(guest, error)
+                self._refusals.end(guest, error)
             elif isinstance(error, AuthenticationFailed):
-                self._note_failure(guest, error)  # or guesses would be free for who hangs up in time
+                # or guesses would be free for who hangs up in time
+                self._refusals.note_failure(guest, error)
         except Exception as error:  # noqa: BLE001  # a library's surprise: the client is told as usual
             self._logger.error(traceback.format_exc(), context="startup", who=guest.who)
             if guest.fd >= 0 and guest.plan is not None:
                 user = guest.plan.packet.user
-                self._end(guest, AuthenticationUndecided(user, cause=f"uncaught {type(error).__name__}"))
+                self._refusals.end(
+                    guest, AuthenticationUndecided(user, cause=f"uncaught {type(error).__name__}")
+                )
 
     def _go_on(self, guest: Guest, said: bytes | Done | Later) -> None:
         """What the exchange says: to the client, or that it is over. Raises ClientFault, ClientGone."""
@@ -502,8 +406,8 @@ class Login:
         else:
             rule, packet = self._in_force(plan), plan.packet
             if plan.method is not Authentication.NONE:
-                self._refuse_banned(guest)
-                self._failures.clear(guest.address, encode(packet.user))
+                self._refusals.refuse_banned(guest)
+                self._refusals.forgive(guest)
             if self.console is not None and self.console.takes(rule):
                 self.console.take(guest, plan, said.messages)
                 return
@@ -530,13 +434,6 @@ class Login:
             plan.route = None
         return rule
 
-    def _refuse_banned(self, guest: Guest) -> None:
-        """Who is banned fails where a wrong password would. Raises AuthenticationFailed."""
-        assert guest.plan is not None
-        user = guest.plan.packet.user
-        if self._failures.is_banned(guest.address, encode(user)):
-            raise AuthenticationFailed(user, cause="banned after too many failed logins")
-
     def _wait_for_route(self, guest: Guest, plan: Plan, rule: Rule, done: Done) -> None:
         """The first client of a route here; ``client_max_routing`` bounds how many wait at once."""
         try:
@@ -548,7 +445,7 @@ class Login:
                     self._adopt(guest, plan, rule, route, done)
         except (GpoolerError, ClientGone) as error:
             if guest.fd >= 0:
-                self._end(guest, error)
+                self._refusals.end(guest, error)
 
     def _adopt(self, guest: Guest, plan: Plan, rule: Rule, route: Route, done: Done) -> None:
         """Limits and greeting; the relay has the client afterwards. Raises ClientFault, ClientGone."""

@@ -14,6 +14,8 @@ from gpooler.stats.registry import ProcessWord
 
 ALL_DATABASES: Final = ""  # in Config.pauses
 VERSION: Final = "gpooler {}"
+# Bytes that wait in memory for one client at most, from it and for it (relay/io.pxd: CHUNK, READ_SIZE).
+BUFFER_LIMITS: Final = {"client_bytes_held_max": 16_384, "client_bytes_queued_max": 262_144}
 
 
 def _version(view: View) -> Iterator[Row]:
@@ -33,6 +35,8 @@ def _version_extended(view: View) -> Iterator[Row]:
 def _config(view: View) -> Iterator[Row]:
     for option in options(view.config):
         yield option.key, option.value, option.default, "yes" if option.is_changeable else "no"
+    for key, limit in BUFFER_LIMITS.items():
+        yield key, str(limit), str(limit), "no"
     if view.config.limits.client_max is not None:
         # by the name that exporters know
         yield "max_client_conn", str(view.config.limits.client_max), "100", "yes"

@@ -23,9 +23,11 @@ from gpooler.client.admission import Admission
 from gpooler.client.agents import Agents
 from gpooler.client.cancels import Cancels
 from gpooler.client.clients import Clients
+from gpooler.client.handshakes import Handshakes
 from gpooler.client.login import Login
 from gpooler.client.password_checks import missing_libraries
 from gpooler.client.peer_channels import PeerChannels
+from gpooler.client.refusals import Refusals
 from gpooler.client.sources import Sources
 from gpooler.clock import monotonic_us
 from gpooler.config.model import Config, Rule
@@ -151,6 +153,7 @@ class Worker:
             self._servers.awaited,
         )
         self._servers.on_refused = self._clients.refuse
+        refusals = Refusals(counters, self._admission, self._failures, self._logger)
         self._login = self._clients.login = Login(
             config,
             tls.acceptors,
@@ -167,7 +170,8 @@ class Worker:
             self._hosts,
             self._clients.names,
             self._clients.on_adopted,
-            self._failures,
+            refusals,
+            Handshakes(refusals, self._logger),
         )
         self._broker = BrokerClient(self._hello, self, counters, self._logger)
         self._servers.broker = self._broker

@@ -174,7 +174,7 @@ class House:
         self._opened.clear()
         self.login._look_anew()  # whatever was found out about packets is forgotten
         self.login.is_draining = is_draining
-        self.login._failures = Failures(self._limits, FailureTable(1), 1, KEY)
+        self.login._refusals._failures = Failures(self._limits, FailureTable(1), 1, KEY)
 
     def connect(self, is_unix: bool) -> socket.socket:
         """A client's socket, which never blocks."""
@@ -201,7 +201,7 @@ class House:
         routes = self._route_ids.values()
         left = {
             "guests": len(self._entrance),
-            "kept back": len(self.login._kept_back),
+            "kept back": len(self.login._refusals),
             "clients": self._counters.process(ProcessWord.CLIENTS),
             "admitted": sum(self._counters.route(route, RouteWord.CLIENTS_ADMITTED) for route in routes),
             "at the relay": sum(self._counters.route(route, RouteWord.CLIENTS) for route in routes),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import gpooler.relay
+from gpooler.console.tables import BUFFER_LIMITS
 from gpooler.reasons import Reason
 from gpooler.relay.events import ClientEvent, RouteEvent, ServerEvent
 
@@ -28,3 +29,12 @@ def test_event_bits_of_the_relay_are_those_of_python() -> None:
         bits = {name: bit for name, bit in vars(events).items() if name.isupper()}
         assert bits
         assert bits == {name: numbers[name] for name in bits}
+
+
+def test_limits_that_the_console_shows_are_those_of_the_relay() -> None:
+    sizes = constants("io.pxd", "")
+    shown = (sizes["CHUNK"], sizes["READ_SIZE"])
+    assert shown == (BUFFER_LIMITS["client_bytes_held_max"], BUFFER_LIMITS["client_bytes_queued_max"])
+    states = constants("engine.pxd", "CLIENT_")
+    assert constants("../console/client_rows.pyx", "")["WAITING"] == states["WAITING"]
+    assert states == {"IDLE": 1, "WAITING": 2, "ACTIVE": 3, "LEAVING": 4, "CLOSED": 5}
