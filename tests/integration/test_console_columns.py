@@ -333,7 +333,9 @@ def test_bytes_that_are_under_way_are_shown(make: Make) -> None:
         reader.send(query(BIG))
         eventually(lambda: of_client(control, "SOCKETS", reader)["send_avail"] > 0, within=PATIENCE)
         extended = of_client(control, "CLIENTS_EXTENDED", reader)
-        limits = {row["key"]: int(row["value"]) for row in control.show("CONFIG WHERE key LIKE '%_bytes_%_max'")}
+        limits = {
+            row["key"]: int(row["value"]) for row in control.show("CONFIG WHERE key LIKE '%_bytes_%_max'")
+        }
         assert 0 < extended["bytes_queued"] <= limits["client_bytes_queued_max"]
         assert extended["query_us"] > 0
         # the rest of the one row is still with PostgreSQL
