@@ -198,7 +198,7 @@ class Clients:
             if guest is None:
                 return
             self._entrance.look(guest)  # most have sent their startup packet by now
-            if self._ticker is None:
+            if guest.fd >= 0 and self._ticker is None:
                 self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
                 self._pause()
@@ -222,11 +222,15 @@ class Clients:
         """End logins that take longer than ``client_login_timeout``, as long as there are any."""
         assert self._entrance is not None
         assert self.login is not None
-        while len(self._entrance):
-            self._counters.set_process(ProcessWord.CLIENTS_LOGIN, len(self._entrance))
+        count = len(self._entrance)
+        while True:
+            self._counters.set_process(ProcessWord.CLIENTS_LOGIN, count)
             gevent.sleep(TIMEOUT_TICK_S)
             for guest in self._entrance.expired(int(TIMEOUT_TICK_S * 1e6)):
                 self.login.expire(guest)
+            count = len(self._entrance)
+            if not count:
+                break
         self._counters.set_process(ProcessWord.CLIENTS_LOGIN, 0)
         self._ticker = None
 

@@ -25,6 +25,7 @@ cdef class Guest:
     cdef object known                   # express.Known
     cdef object context                 # LogContext, once it is needed
     cdef uint8_t expects
+    cdef bint is_timed                  # stands in the entrance's deadlines
     cdef bint is_armed
     cdef uint64_t deadline_us
     cdef Entrance entrance

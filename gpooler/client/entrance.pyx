@@ -284,10 +284,6 @@ cdef class Entrance:
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
         guest.deadline_us = now_us() + <uint64_t> timeout_ms * 1000
         self.guests[fd] = guest
-        queue = self.deadlines.get(timeout_ms)
-        if queue is None:
-            queue = self.deadlines[timeout_ms] = deque()
-        queue.append(guest)
         guest.expects = EXPECTS_STARTUP
         return guest
 
@@ -341,11 +337,20 @@ cdef class Entrance:
                 self.look(<Guest> guest)
 
     cpdef int look(self, Guest guest) except -1:
-        """As ``read``; a mistake of ours ends that login and no other's turn."""
+        """As ``read``; a mistake of ours ends that login and no other's turn.
+
+        Who is not through by then has a deadline.
+        """
         try:
             self.read(guest)
         except Exception:
             self.handler.on_surprise(guest)
+        if guest.fd >= 0 and not guest.is_timed:
+            guest.is_timed = True
+            queue = self.deadlines.get(guest.timeout_ms)
+            if queue is None:
+                queue = self.deadlines[guest.timeout_ms] = deque()
+            queue.append(guest)
         return 0
 
     cpdef int read(self, Guest guest) except -1:

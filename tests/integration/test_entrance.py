@@ -289,6 +289,8 @@ def test_guests_expire_in_the_order_of_their_own_timeouts(door: Make) -> None:
     _, soon = one.knock(100_000)
     _, gone = one.knock(100_000)
     _, next_one = one.knock(200_000)
+    for guest in (late, soon, gone, next_one):
+        one.entrance.look(guest)
     gone.close()
     assert one.entrance.expired(0) == []
     assert one.entrance.expired(150_000_000) == [soon]
