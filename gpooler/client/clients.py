@@ -197,9 +197,11 @@ class Clients:
                 return
             if guest is None:
                 return
-            self._entrance.look(guest)  # most have sent their startup packet by now
-            if guest.fd >= 0 and self._ticker is None:
-                self._ticker = gevent.spawn(self._end_late_logins)
+            try:
+                self._entrance.look(guest)  # most have sent their startup packet by now
+            finally:
+                if guest.fd >= 0 and self._ticker is None:
+                    self._ticker = gevent.spawn(self._end_late_logins)
             if not self._is_paused and self._admission.has_too_many():
                 self._pause()
 

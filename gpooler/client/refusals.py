@@ -22,14 +22,19 @@ class Refusals:
     """Those of one worker."""
 
     def __init__(
-        self, counters: SharedCounters, admission: Admission, failures: Failures, logger: Logger
+        self,
+        limits: Limits,
+        counters: SharedCounters,
+        admission: Admission,
+        failures: Failures,
+        logger: Logger,
     ) -> None:
+        self._limits = limits
         self._counters = counters
         self._admission = admission
         self._failures = failures
         self._logger = logger
         self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
-        self._limits: Limits | None = None
 
     def __len__(self) -> int:
         """How many answers are kept back."""
@@ -80,7 +85,6 @@ class Refusals:
     def note_failure(self, guest: Guest, error: AuthenticationFailed) -> float:
         """Count a failed login; returns for how many seconds its answer is to be kept back."""
         assert guest.plan is not None
-        assert self._limits is not None
         is_guess = not isinstance(error, AuthenticationUndecided)
         if is_guess and self._failures.add(guest.address, encode(guest.plan.packet.user)):
             limits = self._limits

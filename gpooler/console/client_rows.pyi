@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 from gpooler.console.facts import SocketFact
 
+INDEX_BITS: int
+
 def client_facts(
     rows: bytes,
     worker: int,

@@ -20,8 +20,8 @@ cdef enum:
     HOST_MOST = 46          # INET6_ADDRSTRLEN
     ID_LENGTH = 13
     WAITING = 2             # relay/engine.pxd: ClientState
-    INDEX = (1 << 21) - 1   # of a record, in a handle; as in sources.py
 
+INDEX_BITS = 21             # of a record's place among those of its worker, the low ones of a handle
 cdef tuple STATES = (None, "idle", "waiting", "active", "leaving")
 cdef object MAKE = SocketFact._make
 
@@ -53,12 +53,13 @@ def client_facts(
     cdef list result = []
     cdef str database = "", user = ""
     cdef int64_t names = -1
+    cdef uint64_t index = (1 << INDEX_BITS) - 1
     for _ in range(count):
         if row.names != names:      # neighbours are mostly alike
             names = row.names
             database, user = name_of(row.names)
         result.append(MAKE((
-            worker, "C", first_number + <int64_t> (row.common.handle & INDEX), id_of(c"c", row.common.id),
+            worker, "C", first_number + <int64_t> (row.common.handle & index), id_of(c"c", row.common.id),
             user, database, replication_of(row.common.handle), STATES[row.common.state],
             host_of(&row.remote), row.remote.port, host_of(&row.common.local), row.common.local.port,
             row.common.born_us, row.request_us, row.common.since_us,

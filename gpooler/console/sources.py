@@ -12,7 +12,7 @@ from gevent.event import AsyncResult
 
 from gpooler.auth.failures import Failures
 from gpooler.client.clients import Clients
-from gpooler.console.client_rows import client_facts
+from gpooler.console.client_rows import INDEX_BITS, client_facts
 from gpooler.console.facts import (
     BanFact,
     CopyFact,
@@ -38,7 +38,6 @@ TURN_S: Final = 0.001  # which the others have between two slices: the relay wan
 RESETTING: Final = 3
 CLIENT_BIT: Final = 1 << 30  # of the numbers in the column `id`; servers have the other
 SERVER_BIT: Final = 1 << 29
-INDEX_BITS: Final = 21
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 NOTHING: Final = SocketFact(

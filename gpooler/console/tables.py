@@ -14,8 +14,9 @@ from gpooler.stats.registry import ProcessWord
 
 ALL_DATABASES: Final = ""  # in Config.pauses
 VERSION: Final = "gpooler {}"
-# Bytes that wait in memory for one client at most, from it and for it (relay/io.pxd: CHUNK, READ_SIZE).
-BUFFER_LIMITS: Final = {"client_bytes_held_max": 16_384, "client_bytes_queued_max": 262_144}
+# Bytes that wait in memory for one client at most: from it a chunk; for it one read of its server, what was
+# held before, and a chunk for TLS and what gpooler itself has to say (relay/io.pxd: CHUNK, READ_SIZE).
+BUFFER_LIMITS: Final = {"client_bytes_held_max": 16_384, "client_bytes_queued_max": 294_912}
 
 
 def _version(view: View) -> Iterator[Row]:

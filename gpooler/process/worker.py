@@ -153,7 +153,7 @@ class Worker:
             self._servers.awaited,
         )
         self._servers.on_refused = self._clients.refuse
-        refusals = Refusals(counters, self._admission, self._failures, self._logger)
+        refusals = Refusals(config.limits, counters, self._admission, self._failures, self._logger)
         self._login = self._clients.login = Login(
             config,
             tls.acceptors,

@@ -95,6 +95,8 @@ cdef void end_cancel(Engine* e, Server* s) noexcept nogil:
 
 cdef void adopt_client(Engine* e, Client* c) noexcept nogil:
     cdef Route* r = c.conn.route
+    if c.conn.hold != NULL:
+        e.pool.made += 1                # the hub's: it sent something behind its login
     if c.flags & IN_SETUP:
         list_append(&r.idle, &c.conn)
         c.conn.state = CLIENT_IDLE

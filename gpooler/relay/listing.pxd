@@ -28,7 +28,6 @@ cdef struct Common:             # what rows of clients and servers share
     uint64_t since_us           # entered its state
     uint64_t other_id           # of its server or client; 0 none
     uint64_t other_handle
-    uint32_t route
     uint32_t pid                # the process id a client was given, or PostgreSQL's
     uint32_t prepared           # statements it has
     uint32_t left               # bytes of a message that are to come from it
@@ -61,8 +60,6 @@ cdef struct ServerRow:
     uint64_t begin_us
     uint64_t uses
     uint64_t expires_us
-    uint32_t slot
-    uint32_t slot_generation
     uint16_t cancelling
     uint8_t closes              # at the end of what it does
 

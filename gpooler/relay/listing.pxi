@@ -38,7 +38,6 @@ cdef void list_common(Conn* conn, ParamSet* params, Common* row) noexcept nogil:
     row.handle = (<uint64_t> conn.generation << 32) | conn.index
     row.born_us = conn.born_us
     row.since_us = conn.since_us
-    row.route = conn.route.id
     row.left = conn.rx.left
     row.held = 0 if conn.hold == NULL else conn.hold.end - conn.hold.start
     row.queued = <uint32_t> conn.out.size
@@ -93,8 +92,6 @@ cdef void list_server(Server* s, ServerRow* row) noexcept nogil:
     row.begin_us = s.begin_us
     row.uses = s.uses
     row.expires_us = s.expires_us
-    row.slot = s.slot
-    row.slot_generation = s.slot_generation
     row.cancelling = s.cancelling
     # as it would be let go (release.pxi)
     row.closes = (s.flags & CLOSE_AT_END != 0 or s.epoch < s.conn.route.epoch

@@ -150,7 +150,11 @@ ROUTE_TIMES: Final = (
         RouteWord.TRANSACTIONS,
     ),
     TimeRow("connect_seconds", Time.CONNECT, "Until a server was connected and logged in."),
-    TimeRow("login_seconds", Time.LOGIN, "From a client's connection to the end of its login."),
+    TimeRow(
+        "login_seconds",
+        Time.LOGIN,
+        "From a client's first byte, or a second of silence, to the end of its login.",
+    ),
 )
 PROCESS_GAUGES: Final = (
     Row("connections", "process.clients", ProcessWord.CLIENTS, "Clients counted against client_max."),

@@ -25,7 +25,7 @@ cdef enum:
     NUMBER_MOST = 24    # characters of a 64-bit number
 
 
-# What a row is put together in. It grows to the largest row; nothing yields while it is in use.
+# What a row is put together in. It grows with the largest row; nothing yields while it is in use.
 cdef unsigned char* room = NULL
 cdef Py_ssize_t room_size = 0
 
@@ -92,6 +92,8 @@ def data_row(tuple cells not None, list how not None):
             value = encode(str(cell)) if not isinstance(cell, bool) else b"t" if cell else b"f"
         else:
             value = make(cell)
+            if value is None:
+                raise TypeError("an encoder made nothing of a cell")
         at = put(at, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
     room[0] = c"D"
     put_size(1, at - 1)

@@ -82,14 +82,14 @@ def console(pool: Gpooler) -> Iterator[Console]:
         yield found
 
 
-def spread(pool: Gpooler, stack: ExitStack, count: int, **startup: str) -> list[RawClient]:
+def spread(pool: Gpooler, stack: ExitStack, count: int) -> list[RawClient]:
     """Clients that are logged in, ``count`` or a multiple of it, some in each worker."""
     clients: list[RawClient] = []
     with console(pool) as control:
         while True:
             for _ in range(count):
                 client = stack.enter_context(pool.raw())
-                client.login(**startup)
+                client.login()
                 clients.append(client)
             shown = control.show("CLIENTS_EXTENDED WHERE database = 'app'")
             if len({row["worker"] for row in shown}) == len(control.show("WORKERS")):

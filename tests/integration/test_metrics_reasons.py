@@ -193,16 +193,24 @@ def test_servers_of_replication_end_with_their_clients(
 ) -> None:
     gpooler, scraper = make({"storage_user": "replicator"})
     route = Scraper(scraper.port, user="replicator")
-    with ExitStack() as stack:
-        clients = spread(gpooler, stack, 4, replication="database")
-        for client in clients:
+    count = 0
+    found: dict[int, list[RawClient]] = {1: [], 2: []}
+    with ExitStack() as stack, console(gpooler) as control:
+        while any(len(clients) < 2 for clients in found.values()):
+            client = stack.enter_context(gpooler.raw()).login(replication="database")
             client.query("IDENTIFY_SYSTEM")
-        assert len(postgres.walsenders()) == len(clients)
-        for client in clients:
-            client.terminate()
-        eventually(
-            lambda: route.route("ends_total", reason="server_client_left") == len(clients), within=PATIENCE
-        )
+            count += 1
+            port = client.socket.getsockname()[1]
+            clients = found[control.one(f"CLIENTS_EXTENDED WHERE port = {port}")["worker"]]
+            if len(clients) < 2:
+                clients.append(client)
+            else:
+                client.terminate()
+        eventually(lambda: len(postgres.walsenders()) == 4)
+        for clients in found.values():
+            for client in clients:
+                client.terminate()
+        eventually(lambda: route.route("ends_total", reason="server_client_left") == count, within=PATIENCE)
         eventually(lambda: postgres.walsenders() == [])
 
 
