@@ -1,7 +1,7 @@
-"""Builds the relay with known errors, one at a time, and says whether the tests catch each.
+"""Builds gpooler with known errors, one at a time, and says whether the tests catch each.
 
 The build has a tree of its own, build/mutants, and is made anew only where files differ. First the unchanged
-relay has to pass. The exit status is 0 when each error was caught, 1 when one survived, 2 when something else
+one has to pass. The exit status is 0 when each error was caught, 1 when one survived, 2 when something else
 is wrong: a mutant that is stale or does not compile, or a test that fails without any.
 """
 

@@ -31,7 +31,7 @@ class Mutant:
 
 
 # In the order of their files: what is built for one serves the next.
-MUTANTS: Final = (
+RELAY: Final = (
     Mutant(
         "a Sync is lost behind an error",
         "gpooler/relay/session.pyx",
@@ -184,3 +184,93 @@ MUTANTS: Final = (
         "    if s.session.status == c'E':\n        if s.flags & (HAS_ROLLED_BACK",
     ),
 )
+
+# Who comes in, and what is read of whom.
+ENTRANCE: Final = (
+    Mutant(
+        "a wrong proof is as good as a right one",
+        "gpooler/auth/scram_server.pyx",
+        "is_equal(<char*> digest, <char*> verifier.stored_key, SHA256_LENGTH) and ",
+        "",
+        "tests/unit/test_scram.py",
+    ),
+    Mutant(
+        "an exchange that is to fail may go well",
+        "gpooler/auth/scram_server.pyx",
+        "SHA256_LENGTH) and not self.is_doomed:\n",
+        "SHA256_LENGTH):\n",
+        "tests/unit/test_scram.py",
+    ),
+    Mutant(
+        "any nonce will do",
+        "gpooler/auth/scram_server.pyx",
+        "        if nonce != self.nonce:\n",
+        "        if not nonce:\n",
+        "tests/unit/test_scram.py",
+    ),
+    Mutant(
+        "what binds a channel is not compared",
+        "gpooler/auth/scram_server.pyx",
+        "and is_equal(PyBytes_AS_STRING(bound), PyBytes_AS_STRING(self.bound), len(bound))",
+        "",
+        "tests/unit/test_scram.py",
+    ),
+    Mutant(
+        "somebody between may take channel binding away",
+        "gpooler/auth/scram_server.pyx",
+        '        elif flag == b"y" and self.offers_plus:\n',
+        '        elif flag == b"y" and self.is_doomed:\n',
+        "tests/unit/test_scram.py",
+    ),
+    Mutant(
+        "one salt for all",
+        "gpooler/client/express.pyx",
+        "            guest.salt = random_bytes(SALT_LENGTH)\n",
+        "            guest.salt = bytes(SALT_LENGTH)\n",
+        "tests/integration/test_express.py",
+    ),
+    Mutant(
+        "without TLS the short way of those with",
+        "gpooler/client/express.pyx",
+        "                or known.has_tls != (guest.tls is not None) or self.has_news(known)\n",
+        "                or self.has_news(known)\n",
+        "tests/integration/test_express.py",
+    ),
+    Mutant(
+        "the short way from anywhere",
+        "gpooler/client/express.pyx",
+        "                or (known.address is not None and known.address != guest.address)):\n",
+        "                ):\n",
+        "tests/integration/test_express.py",
+    ),
+    Mutant(
+        "a password is taken before it is whole",
+        "gpooler/client/entrance.pyx",
+        "                if size < length + 1:\n",
+        "                if size < length:\n",
+        "tests/integration/test_entrance.py",
+    ),
+    Mutant(
+        "bytes before the handshake are a client's own",
+        "gpooler/client/login.py",
+        "            if guest.buffer:\n",
+        "            if guest.buffer and guest.requests & GSSENC:\n",
+        "tests/integration/test_tls_clients.py",
+    ),
+    Mutant(
+        "who is banned may try",
+        "gpooler/client/refusals.py",
+        "        if self._failures.is_banned(guest.address, encode(user)):\n",
+        '        if self._failures.is_banned(guest.address, b""):\n',
+        "tests/integration/test_failed_logins.py",
+    ),
+    Mutant(
+        "records that came together are one",
+        "gpooler/relay/tls.pyx",
+        "        tls.is_dry = <size_t> got < size and BIO_get_mem_data(tls.incoming, &data) == 0\n",
+        "        tls.is_dry = <size_t> got < size\n",
+        "tests/integration/test_tls_clients.py",
+    ),
+)
+
+MUTANTS: Final = (*RELAY, *ENTRANCE)
