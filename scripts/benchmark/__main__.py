@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
-    parser.add_argument("--seconds", type=float, help=f"of each pgbench run (default {FULL.seconds:g})")
+    parser.add_argument("--seconds", type=int, help=f"of each pgbench run (default {FULL.seconds:g})")
     parser.add_argument("--pgbouncer", metavar="PATH", help="its program (default: the one installed)")
     parser.add_argument("--without", metavar="NAME", action="append", choices=report.ORDER, default=[])
     parser.add_argument(
