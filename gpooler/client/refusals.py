@@ -36,10 +36,6 @@ class Refusals:
         self._logger = logger
         self._kept_back: dict[Guest, GpoolerError] = {}  # refused, and not told so yet
 
-    def __len__(self) -> int:
-        """How many answers are kept back."""
-        return len(self._kept_back)
-
     def configure(self, limits: Limits) -> None:
         """From now on."""
         self._limits = limits

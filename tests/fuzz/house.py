@@ -201,7 +201,7 @@ class House:
         routes = self._route_ids.values()
         left = {
             "guests": len(self._entrance),
-            "kept back": len(self.login._refusals),
+            "kept back": len(self.login._refusals._kept_back),
             "clients": self._counters.process(ProcessWord.CLIENTS),
             "admitted": sum(self._counters.route(route, RouteWord.CLIENTS_ADMITTED) for route in routes),
             "at the relay": sum(self._counters.route(route, RouteWord.CLIENTS) for route in routes),
