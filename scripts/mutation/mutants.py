@@ -234,7 +234,7 @@ ENTRANCE: Final = (
         "gpooler/client/express.pyx",
         "                or known.has_tls != (guest.tls is not None) or self.has_news(known)\n",
         "                or self.has_news(known)\n",
-        "tests/integration/test_express.py",
+        "tests/integration/test_tls_clients.py::test_rules_tell_tls_apart",
     ),
     Mutant(
         "the short way from anywhere",

@@ -101,6 +101,8 @@ def test_rules_tell_tls_apart(make: Callable[..., Gpooler], files: Certificates)
     for _ in range(2):
         with gpooler.raw() as client:
             assert client.start_tls(files.client()).login().query("SELECT 1") == [["1"]]
+        with gpooler.raw() as client, pytest.raises(ServerError, match="password authentication failed"):
+            client.login()  # with the very startup packet that was let in over TLS
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(gpooler.dsn(sslmode="disable"))
 

@@ -287,6 +287,13 @@ def test_saslprep_gives_the_bytes_postgresql_hashes(password: bytes, prepared: b
 PLUS = (scram.MECHANISM, scram.MECHANISM_PLUS)
 
 
+def test_who_was_not_shown_the_offer_is_refused() -> None:
+    """RFC 5802, section 6: it could bind and believes that we cannot, so somebody is between us."""
+    with pytest.raises(InvalidAuthorization, match="negotiation"):
+        ScramServer(prepare([VERIFIER]), offers_plus=True).first(b"y,,n=,r=abc")
+    assert ScramServer(prepare([VERIFIER]), offers_plus=True).first(b"n,,n=,r=abc")
+
+
 def bound_exchange(ours: bytes, theirs: bytes) -> bytes | None:
     """A client bound to one channel, a server to another; the server's last word."""
     client = ScramClient(binding=ours, offers=PLUS)
