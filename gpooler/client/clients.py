@@ -224,14 +224,12 @@ class Clients:
         """End logins that take longer than ``client_login_timeout``, as long as there are any."""
         assert self._entrance is not None
         assert self.login is not None
-        count = len(self._entrance)
-        while True:
-            self._counters.set_process(ProcessWord.CLIENTS_LOGIN, count)
+        while True:  # once at least: expired() forgets who is through
+            self._counters.set_process(ProcessWord.CLIENTS_LOGIN, len(self._entrance))
             gevent.sleep(TIMEOUT_TICK_S)
             for guest in self._entrance.expired(int(TIMEOUT_TICK_S * 1e6)):
                 self.login.expire(guest)
-            count = len(self._entrance)
-            if not count:
+            if not len(self._entrance):
                 break
         self._counters.set_process(ProcessWord.CLIENTS_LOGIN, 0)
         self._ticker = None

@@ -348,7 +348,10 @@ cdef class Entrance:
         finally:
             if guest.fd >= 0 and not guest.is_timed:
                 guest.is_timed = True
-                self.deadlines.setdefault(guest.timeout_ms, deque()).append(guest)
+                queue = self.deadlines.get(guest.timeout_ms)
+                if queue is None:
+                    queue = self.deadlines[guest.timeout_ms] = deque()
+                queue.append(guest)
         return 0
 
     cpdef int read(self, Guest guest) except -1:

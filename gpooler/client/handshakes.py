@@ -6,7 +6,7 @@ from typing import Final
 import gevent
 
 from gpooler.client.entrance import ClientGone, Guest
-from gpooler.client.refusals import CONTEXT, Refusals
+from gpooler.client.refusals import Refusals
 from gpooler.errors import TlsFailed
 from gpooler.log import Logger
 from gpooler.net.tls import ALPN, Acceptor, TlsFault, run_heavy
@@ -70,7 +70,7 @@ class Handshakes:
                     raise TlsFault(f'direct TLS without the protocol name "{ALPN.decode()}" (ALPN)')
                 guest.secure(session)
                 if self._logger.is_debug:
-                    self._logger.debug(f"TLS: {session.facts}", context=CONTEXT, who=guest.who)
+                    self._logger.debug(f"TLS: {session.facts}", context="startup", who=guest.who)
                 guest.expect_startup()
         except (TlsFault, ConnectionError) as error:
             self._refusals.end(guest, TlsFailed(cause=str(error)))

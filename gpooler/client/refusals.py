@@ -1,7 +1,5 @@
 """How a login that fails ends: what the log and the client are told, and when."""
 
-from typing import Final
-
 import gevent
 
 from gpooler.auth.failures import Failures
@@ -14,8 +12,6 @@ from gpooler.stats.registry import ProcessWord
 from gpooler.stats.shared import SharedCounters
 from gpooler.wire import messages
 from gpooler.wire.text import encode
-
-CONTEXT: Final = "startup"  # of log lines
 
 
 class Refusals:
@@ -48,7 +44,7 @@ class Refusals:
         if isinstance(error, GpoolerError):
             self._counters.add_process(ProcessWord.LOGIN_ERRORS)
             self._logger.error(
-                f"login refused: {error.sqlstate} {error.log_text()}", context=CONTEXT, who=guest.who
+                f"login refused: {error.sqlstate} {error.log_text()}", context="startup", who=guest.who
             )
             if isinstance(error, AuthenticationFailed) and (delay_s := self.note_failure(guest, error)):
                 self._kept_back[guest] = error
@@ -56,7 +52,7 @@ class Refusals:
                 return
             _tell(guest, error)
         elif guest.who.user:
-            self._logger.info(f"client gone during login: {error}", context=CONTEXT, who=guest.who)
+            self._logger.info(f"client gone during login: {error}", context="startup", who=guest.who)
         guest.close()
 
     def expire(self, guest: Guest) -> None:
@@ -86,7 +82,7 @@ class Refusals:
             limits = self._limits
             self._logger.error(
                 f"banned for {limits.auth_failure_ban_ms} ms after {limits.auth_failure_max} failed logins",
-                context=CONTEXT,
+                context="startup",
                 who=guest.who,
             )
         return self._failures.delay_s(guest.address)

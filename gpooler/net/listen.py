@@ -86,6 +86,7 @@ def bind_listeners(
     """
     listeners: list[Listener] = []
     ready = {_address(sock): sock for sock in given or ()}
+    options = (_DEFERRED, *options)
     try:
         for spec in specs:
             if spec.host is None:
@@ -125,7 +126,7 @@ def _bind_tcp(
             try:
                 taken_over = ready.pop(address[:2], None)
                 if taken_over is not None:
-                    for level, name, value in (_DEFERRED, *options):
+                    for level, name, value in options:
                         taken_over.setsockopt(level, name, value)
                     taken_over.listen(spec.backlog)
                 sock = taken_over or _listen_tcp(family, address, spec.backlog, is_reuseport, options)
@@ -175,7 +176,7 @@ def _listen_tcp(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        for level, name, value in (_DEFERRED, *options):
+        for level, name, value in options:
             sock.setsockopt(level, name, value)
         sock.bind(address)
         sock.listen(backlog)
