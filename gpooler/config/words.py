@@ -137,3 +137,10 @@ class LdapScheme(StrEnum):
 
     LDAP = "ldap"
     LDAPS = "ldaps"
+
+
+class TlsRecords(StrEnum):
+    """Who seals and opens the records of clients by TLS 1.3 after the handshake."""
+
+    GPOOLER = "gpooler"
+    OPENSSL = "openssl"

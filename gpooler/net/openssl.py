@@ -17,9 +17,11 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL, crypto
 
 from gpooler.errors import ConfigurationError
+from gpooler.net import libcrypto
 from gpooler.relay import tls
 
 _TEST_BYTES: Final = 300_000  # more than one record, and than one read
+_SUITES: Final = (b"TLS_AES_256_GCM_SHA384", b"TLS_AES_128_GCM_SHA256", b"TLS_CHACHA20_POLY1305_SHA256")
 
 
 def load() -> None:
@@ -55,11 +57,21 @@ def accept_alpn(context: SSL.Context) -> None:
     tls.accept_alpn(_address(context))
 
 
+def keep_secrets(context: SSL.Context) -> None:
+    """Handshakes with clients can end in the relay's own records. Raises ConfigurationError."""
+    libcrypto.load()
+    tls.keep_secrets(_address(context))
+
+
 def begin(
-    context: SSL.Context, describe: Callable[[tls.TlsHandshake], object], *, is_heavy: bool
+    context: SSL.Context,
+    describe: Callable[[tls.TlsHandshake], object],
+    *,
+    is_heavy: bool,
+    keeps_secrets: bool,
 ) -> tls.TlsHandshake:
     """A handshake with a client; the parameters are those of ``TlsHandshake``."""
-    return tls.TlsHandshake(_address(context), describe, is_heavy)
+    return tls.TlsHandshake(_address(context), describe, is_heavy, keeps_secrets)
 
 
 def peer(handshake: tls.TlsHandshake) -> x509.Certificate | None:
@@ -91,10 +103,17 @@ def take_over(connection: SSL.Connection, facts: object) -> tls.TlsSession:
     return session
 
 
-def self_test() -> None:
-    """Make a session with ourselves. Raises ConfigurationError when it does not carry what it should."""
+def self_test(*, with_records: bool) -> None:
+    """Make sessions with ourselves, some of them with the relay's own records if they are to be used.
+
+    Raises ConfigurationError when one does not carry what it should.
+    """
     try:
-        _test()
+        _test(None)
+        for suite in _SUITES if with_records else ():
+            _test(suite)
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise ConfigurationError(
             f"TLS cannot be used: OpenSSL's self-test failed ({type(error).__name__}: {error}); "
@@ -102,7 +121,8 @@ def self_test() -> None:
         ) from error
 
 
-def _test() -> None:
+def _test(suite: bytes | None) -> None:
+    """With a cipher suite of TLS 1.3 for the relay's own records; with None in OpenSSL's hands to the end."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-test")])
     now = datetime.now(UTC)
@@ -115,7 +135,10 @@ def _test() -> None:
     context = SSL.Context(SSL.TLS_METHOD)
     context.use_privatekey(key)
     context.use_certificate(certificate)
-    server = begin(context, lambda _: None, is_heavy=False)
+    if suite is not None:
+        context.set_tls13_ciphersuites(suite)
+        keep_secrets(context)
+    server = begin(context, lambda _: None, is_heavy=False, keeps_secrets=suite is not None)
     client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
     client.set_connect_state()
     for _ in range(4):
@@ -129,6 +152,8 @@ def _test() -> None:
         if is_over:
             break
     sessions = take_over(client, None), server.session()
+    if sessions[1].has_records != (suite is not None):
+        raise ValueError("the session did not go over to the relay's own records")
     data = bytes(range(256)) * (_TEST_BYTES // 256)
     for _ in range(2):
         for sender, receiver in (sessions, sessions[::-1]):

@@ -22,7 +22,7 @@ from OpenSSL import SSL
 
 from gpooler.config.certificates import TlsOptions, parse_protocols, read_certificates, read_revoked
 from gpooler.config.model import Config
-from gpooler.config.words import Tls
+from gpooler.config.words import Tls, TlsRecords
 from gpooler.errors import ConfigurationError, ServerConnectFailed
 from gpooler.net import openssl
 from gpooler.relay.tls import TlsHandshake, TlsSession
@@ -110,7 +110,7 @@ class Handshake:
 class Acceptor:
     """TLS of one listener."""
 
-    def __init__(self, options: TlsOptions) -> None:
+    def __init__(self, options: TlsOptions, records: TlsRecords = TlsRecords.GPOOLER) -> None:
         """Reads the files. Raises ConfigurationError."""
         try:
             assert options.tls_cert_file is not None
@@ -127,19 +127,27 @@ class Acceptor:
                 for authority in read_certificates(options.tls_ca_file):
                     context.add_client_ca(authority)
             openssl.accept_alpn(context)
+            if records is TlsRecords.GPOOLER:
+                openssl.keep_secrets(context)
             certificate = read_certificates(options.tls_cert_file)[0]
         except (SSL.Error, ValueError, OSError) as error:
             raise ConfigurationError(f"TLS: {_reason(error)}") from error
         self._context = context
         self._is_verified = options.tls_ca_file is not None
         self._binding = end_point(certificate)
+        self._records = records
         self._is_heavy = isinstance(certificate.public_key(), rsa.RSAPublicKey)
         self._facts: dict[tuple[object, ...], Facts] = {}  # they are few: of what both sides can do
         self.is_required = options.tls in ENCRYPTED
 
     def begin(self) -> TlsHandshake:
         """A handshake with a client; its steps raise ConnectionError."""
-        return openssl.begin(self._context, self._describe, is_heavy=self._is_heavy)
+        return openssl.begin(
+            self._context,
+            self._describe,
+            is_heavy=self._is_heavy,
+            keeps_secrets=self._records is TlsRecords.GPOOLER,
+        )
 
     def _describe(self, handshake: TlsHandshake) -> Facts:
         names: tuple[str, ...] = ()
@@ -162,12 +170,19 @@ def prepare(config: Config) -> None:
     sections: tuple[TlsOptions, ...] = (*config.listen, *config.storage.values())
     if any(section.tls is not Tls.DISABLE for section in sections):
         openssl.load()
-        openssl.self_test()
+        openssl.self_test(
+            with_records=config.performance.tls_records is TlsRecords.GPOOLER
+            and any(listen.tls is not Tls.DISABLE for listen in config.listen)
+        )
 
 
 def acceptors(config: Config) -> dict[int, "Acceptor"]:
     """By the number of their listener, of those that do TLS. Raises ConfigurationError."""
-    return {listen.number: Acceptor(listen) for listen in config.listen if listen.tls is not Tls.DISABLE}
+    return {
+        listen.number: Acceptor(listen, config.performance.tls_records)
+        for listen in config.listen
+        if listen.tls is not Tls.DISABLE
+    }
 
 
 def connectors(config: Config) -> dict[str, "Connector"]:

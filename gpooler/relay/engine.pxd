@@ -28,6 +28,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from gpooler.relay.io cimport READ_SIZE, Chunk, ChunkPool, Queue, iovec
 from gpooler.relay.params cimport ParamSet
 from gpooler.relay.prepared cimport Changes, Copies, Names, Statements
+from gpooler.relay.records cimport Crypto
 from gpooler.relay.scanner cimport Scan
 from gpooler.relay.frame cimport Frame
 from gpooler.relay.session cimport Session
@@ -500,6 +501,7 @@ cdef struct Engine:
     unsigned char* buffer       # CHUNK bytes of headroom, then READ_SIZE
     unsigned char* cipher       # CIPHER bytes, for what goes over the wire under TLS
     unsigned char* plain        # RECORD bytes, in which small pieces become one record
+    Crypto* crypto              # of this thread; NULL until a session needs it
     Tls* fat                    # those whose BIOs have grown: made slim when they are quiet
     unsigned char* parked_buffer    # for a look at a parked server while `buffer` is in use; 2 × CHUNK
     # shared with Python, under the lock

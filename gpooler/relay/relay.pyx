@@ -28,6 +28,7 @@ from gpooler.relay.params cimport (
 from gpooler.relay.reason cimport REASON_CLIENT_GONE
 from gpooler.relay.session cimport session_free, session_init
 from gpooler.relay.system cimport pthread_mutex_lock, pthread_mutex_unlock, read, write
+from gpooler.relay.records cimport crypto_new
 from gpooler.relay.tls cimport TlsSession
 
 
@@ -388,6 +389,10 @@ cdef class Relay:
         cdef Route* r = self.route_of(route_id)
         if len(secret) > 32 or len(address) > 16 or len(pending) > CHUNK:
             raise ValueError("too long")
+        if self.e.crypto == NULL and tls is not None and tls.tls.records != NULL:
+            self.e.crypto = crypto_new()
+            if self.e.crypto == NULL:
+                raise MemoryError
         c = self.new_client()
         c.conn.fd = fd
         c.conn.route = r

@@ -1,27 +1,25 @@
-"""TLS of one connection: OpenSSL's SSL object over two memory BIOs, called by function pointer.
+"""TLS of one connection: OpenSSL's SSL object over two memory BIOs, called by function pointer; or Records.
 
 Python makes the context and the handshake (``net/tls.py``); from then on only these functions touch the SSL
 object, from whichever thread owns the connection, without the GIL. Ciphertext goes in and out as bytes: who
 owns the socket sends and receives it. After each call that may write (a read may: KeyUpdate is answered)
-what stands in the outgoing BIO is to be taken and sent.
+what is owed to the peer is to be taken and sent.
+
+A session with a client by TLS 1.3 goes over to ``Records`` when its handshake ends, and its SSL object is
+freed (``begin_records``). Sessions with servers, by TLS 1.2, or with ``tls_records = "openssl"`` keep it.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from gpooler.relay.records cimport SECRET, Crypto, Records
+
 
 cdef enum:
-    RECORD = 16384              # plain bytes of one TLS record
-    RECORD_MORE = 512           # its header, tag and padding, and a message or two that go with it
     FAT = 2048                  # a BIO that has held so much keeps the memory until it is replaced
 
 
-cdef enum TlsResult:            # of tls_read, where it is no number of bytes
-    TLS_CLOSED = 0              # close_notify
-    TLS_NOTHING = -1            # no whole record is there
-    TLS_BROKEN = -2
-
-
 cdef struct Tls:
+    Records* records            # NULL: the three below are at work
     void* ssl
     void* incoming              # BIO: what the peer sent
     void* outgoing              # BIO: what goes to it
@@ -37,24 +35,36 @@ cdef struct Tls:
 # Takes the SSL object over, and with it the two BIOs that it has. NULL: no memory.
 cdef Tls* tls_new(void* ssl, void* incoming, void* outgoing) noexcept
 cdef void tls_free(Tls* tls) noexcept nogil
-# Plain bytes, up to one record, or a TlsResult.
-cdef ssize_t tls_read(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil
-# Bytes that the peer sent. False: no memory.
-cdef bint tls_put(Tls* tls, const unsigned char* data, size_t size) noexcept nogil
-# Encrypts up to RECORD plain bytes. False: the connection cannot be used any more.
-cdef bint tls_write(Tls* tls, const unsigned char* data, size_t size) noexcept nogil
-# Moves what goes to the peer into a buffer: how much.
-cdef size_t tls_take(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil
+# Plain bytes, up to one record, or a TlsResult. ``crypto`` is the calling thread's, here and below.
+cdef ssize_t tls_read(Tls* tls, Crypto* crypto, unsigned char* buffer, size_t size) noexcept nogil
+# Bytes that the peer sent, which may be changed and must stay until they are read or kept. False: no memory.
+cdef bint tls_put(Tls* tls, unsigned char* data, size_t size) noexcept nogil
+# What of them is not read stays without them. False: no memory.
+cdef bint tls_keep(Tls* tls) noexcept nogil
+# Seals up to RECORD plain bytes into a buffer of RECORD + RECORD_MORE: how much goes to the peer. -1: the
+# connection cannot be used any more.
+cdef ssize_t tls_write(Tls* tls, Crypto* crypto, const unsigned char* data, size_t size, unsigned char* out,
+                       size_t room) noexcept nogil
+# Moves what else goes to the peer into a buffer of RECORD_MORE at least: how much.
+cdef size_t tls_take(Tls* tls, Crypto* crypto, unsigned char* out, size_t room) noexcept nogil
 # Makes a close_notify, once.
 cdef void tls_close(Tls* tls) noexcept nogil
 # Gives the memory of fat BIOs back; what stands in them stays. False: no memory.
 cdef bint tls_slim(Tls* tls, unsigned char* scratch, size_t size) noexcept nogil
 
 
+cdef struct Secrets:            # of TLS 1.3, for what comes from a client and what goes to it
+    unsigned char client[SECRET]
+    unsigned char server[SECRET]
+    size_t client_size
+    size_t server_size
+
+
 cdef class TlsSession:
     """A Tls on its way through Python."""
 
     cdef Tls* tls
+    cdef bytes unsent
     # How its peer is shown, and what a login may ask about it.
     cdef readonly object facts
 
@@ -66,4 +76,10 @@ cdef class TlsHandshake:
 
     cdef Tls* tls
     cdef object describe
+    cdef bint keeps_secrets
+    cdef Secrets secrets
+    cdef bint is_over
+    cdef bytes last_flight          # what went out under the session's keys
     cdef readonly bint is_heavy
+
+    cdef void begin_records(self)

@@ -4,9 +4,9 @@ from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from gpooler.relay.io cimport CHUNK, RECEIVED_BROKEN, RECEIVED_GOODBYE, RECEIVED_NOTHING, io_recv, iovec
+from gpooler.relay.records cimport RECORD, RECORD_MORE, TLS_BROKEN, TLS_CLOSED
 from gpooler.relay.tls cimport (
-    FAT, RECORD, RECORD_MORE, TLS_BROKEN, TLS_CLOSED, Tls, tls_close, tls_free, tls_put, tls_read, tls_slim,
-    tls_take, tls_write,
+    FAT, Tls, tls_close, tls_free, tls_keep, tls_put, tls_read, tls_slim, tls_take, tls_write,
 )
 
 
@@ -23,9 +23,10 @@ cdef bint tls_send(Engine* e, Conn* conn, size_t size) noexcept nogil:
 cdef bint tls_record(Engine* e, Conn* conn, const unsigned char* data, size_t size,
                      size_t* filled) noexcept nogil:
     """Encrypt up to RECORD bytes behind what stands in `cipher`, which is sent when it is full."""
-    if not tls_write(conn.tls, data, size):
+    cdef ssize_t made = tls_write(conn.tls, e.crypto, data, size, e.cipher + filled[0], CIPHER - filled[0])
+    if made < 0:
         return False
-    filled[0] += tls_take(conn.tls, e.cipher + filled[0], CIPHER - filled[0])
+    filled[0] += made
     if CIPHER - filled[0] < RECORD + RECORD_MORE:
         size = filled[0]
         filled[0] = 0
@@ -69,7 +70,7 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
     cdef ssize_t part, end
     cdef bint is_drained = False
     while True:
-        part = tls_read(conn.tls, at + got, room - got)
+        part = tls_read(conn.tls, e.crypto, at + got, room - got)
         if part > 0:
             got += part
             if got == room:
@@ -99,7 +100,10 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
         if not tls_put(conn.tls, e.cipher, part):
             end = RECEIVED_BROKEN
             break
-    if not tls_send(e, conn, tls_take(conn.tls, e.cipher, CIPHER)) and got == 0:    # a KeyUpdate, an alert
+    if not tls_keep(conn.tls):
+        end = RECEIVED_BROKEN
+    # a KeyUpdate, an alert
+    if not tls_send(e, conn, tls_take(conn.tls, e.crypto, e.cipher, CIPHER)) and got == 0:
         end = RECEIVED_BROKEN
     note_fat(e, conn)
     if got:
@@ -114,7 +118,7 @@ cdef void conn_bye(Engine* e, Conn* conn) noexcept nogil:
     if conn.tls == NULL or conn.out.size or conn.fd < 0:
         return
     tls_close(conn.tls)
-    tls_send(e, conn, tls_take(conn.tls, e.cipher, CIPHER))
+    tls_send(e, conn, tls_take(conn.tls, e.crypto, e.cipher, CIPHER))
 
 
 cdef inline void note_fat(Engine* e, Conn* conn) noexcept nogil:

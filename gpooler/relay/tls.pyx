@@ -1,9 +1,26 @@
 """TLS of one connection; the design is in the .pxd. No Python object but at the edge, ``TlsSession``."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memcmp
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, strlen
+
+from gpooler.relay.records cimport (
+    RECORD, RECORD_MORE, SECRET, TLS_BROKEN, TLS_CLOSED, TLS_NOTHING, Crypto, Records, crypto_new,
+    records_close, records_free, records_keep, records_new, records_put, records_read, records_secret_size,
+    records_sent, records_suite, records_take, records_write,
+)
+
+
+cdef extern from *:
+    """
+    static _Thread_local void* gpooler_listening = NULL;
+    """
+    void* listening "gpooler_listening"     # where this thread's handshake puts its secrets; NULL: nowhere
+
+
+cdef extern from "<string.h>" nogil:
+    void explicit_bzero(void* data, size_t size)
 
 
 cdef enum:
@@ -12,6 +29,7 @@ cdef enum:
     PYTHON_READ = 16384         # plain bytes handed to Python at once
     ALPN_OK = 0                 # SSL_TLSEXT_ERR_…, openssl/tls1.h
     ALPN_NONE = 3
+    RANDOM = 32                 # bytes of a client's random number
 
 
 # OpenSSL has one error queue a thread; without a look at an empty one SSL_get_error takes an older error.
@@ -36,6 +54,8 @@ ctypedef void (*AlpnOf)(const void*, const unsigned char**, unsigned int*) noexc
 ctypedef int (*ChooseAlpn)(
     void*, const unsigned char**, unsigned char*, const unsigned char*, unsigned int, void*) noexcept nogil
 ctypedef void (*SetAlpn)(void*, ChooseAlpn, void*) noexcept nogil
+ctypedef void (*KeyLog)(const void*, const char*) noexcept nogil
+ctypedef void (*SetKeyLog)(void*, KeyLog) noexcept nogil
 
 cdef ClearError ERR_clear_error
 cdef Read SSL_read
@@ -60,6 +80,8 @@ cdef NameOf SSL_CIPHER_get_name
 cdef BitsOf SSL_CIPHER_get_bits
 cdef AlpnOf SSL_get0_alpn_selected
 cdef SetAlpn SSL_CTX_set_alpn_select_cb
+cdef SetKeyLog SSL_CTX_set_keylog_callback
+cdef Crypto* crypto_here = NULL     # of those who hold the GIL
 cdef object why = None          # what OpenSSL says of the error that this thread has just seen
 cdef bint is_loaded = False
 
@@ -68,6 +90,7 @@ NAMES = (
     "BIO_free", "BIO_new", "BIO_s_mem", "BIO_read", "BIO_write", "BIO_set_mem_eof_return", "BIO_get_mem_data",
     "SSL_new", "SSL_set_accept_state", "SSL_do_handshake", "SSL_get_version", "SSL_get_current_cipher",
     "SSL_CIPHER_get_name", "SSL_CIPHER_get_bits", "SSL_get0_alpn_selected", "SSL_CTX_set_alpn_select_cb",
+    "SSL_CTX_set_keylog_callback",
 )
 
 
@@ -80,6 +103,7 @@ def load(dict addresses not None, reason):
     global SSL_CIPHER_get_name, SSL_CIPHER_get_bits, SSL_get0_alpn_selected, SSL_CTX_set_alpn_select_cb, why
     global ERR_clear_error, SSL_read, SSL_write, SSL_get_error, SSL_shutdown, SSL_free, SSL_set_bio, BIO_free
     global BIO_new, BIO_s_mem, BIO_read, BIO_write, BIO_set_mem_eof_return, BIO_get_mem_data, is_loaded
+    global SSL_CTX_set_keylog_callback
     ERR_clear_error = <ClearError> <uintptr_t> addresses["ERR_clear_error"]
     SSL_read = <Read> <uintptr_t> addresses["SSL_read"]
     SSL_write = <Write> <uintptr_t> addresses["SSL_write"]
@@ -103,6 +127,7 @@ def load(dict addresses not None, reason):
     SSL_CIPHER_get_bits = <BitsOf> <uintptr_t> addresses["SSL_CIPHER_get_bits"]
     SSL_get0_alpn_selected = <AlpnOf> <uintptr_t> addresses["SSL_get0_alpn_selected"]
     SSL_CTX_set_alpn_select_cb = <SetAlpn> <uintptr_t> addresses["SSL_CTX_set_alpn_select_cb"]
+    SSL_CTX_set_keylog_callback = <SetKeyLog> <uintptr_t> addresses["SSL_CTX_set_keylog_callback"]
     why = reason
     is_loaded = True
 
@@ -117,14 +142,19 @@ cdef Tls* tls_new(void* ssl, void* incoming, void* outgoing) noexcept:
 
 
 cdef void tls_free(Tls* tls) noexcept nogil:
-    ERR_clear_error()
-    SSL_free(tls.ssl)           # and its BIOs
+    if tls.records != NULL:
+        records_free(tls.records)
+    else:
+        ERR_clear_error()
+        SSL_free(tls.ssl)       # and its BIOs
     free(tls)
 
 
-cdef ssize_t tls_read(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil:
+cdef ssize_t tls_read(Tls* tls, Crypto* crypto, unsigned char* buffer, size_t size) noexcept nogil:
     cdef int got, error
     cdef char* data
+    if tls.records != NULL:
+        return records_read(tls.records, crypto, buffer, size)
     if tls.is_dry:
         return TLS_NOTHING
     if size > 1 << 30:
@@ -149,7 +179,10 @@ cdef inline void note_size(Tls* tls, void* bio) noexcept nogil:
         tls.most = <uint32_t> size
 
 
-cdef bint tls_put(Tls* tls, const unsigned char* data, size_t size) noexcept nogil:
+cdef bint tls_put(Tls* tls, unsigned char* data, size_t size) noexcept nogil:
+    if tls.records != NULL:
+        records_put(tls.records, data, size)
+        return True
     ERR_clear_error()
     if BIO_write(tls.incoming, data, <int> size) != <int> size:
         return False
@@ -158,27 +191,43 @@ cdef bint tls_put(Tls* tls, const unsigned char* data, size_t size) noexcept nog
     return True
 
 
-cdef bint tls_write(Tls* tls, const unsigned char* data, size_t size) noexcept nogil:
+cdef bint tls_keep(Tls* tls) noexcept nogil:
+    return tls.records == NULL or records_keep(tls.records)
+
+
+cdef ssize_t tls_write(Tls* tls, Crypto* crypto, const unsigned char* data, size_t size, unsigned char* out,
+                       size_t room) noexcept nogil:
+    if tls.records != NULL:
+        return records_write(tls.records, crypto, data, size, out)
     # A memory BIO takes everything: what is not written whole is an error for good.
     ERR_clear_error()
-    return SSL_write(tls.ssl, data, <int> size) == <int> size
+    if SSL_write(tls.ssl, data, <int> size) != <int> size:
+        return -1
+    return <ssize_t> tls_take(tls, crypto, out, room)
 
 
-cdef size_t tls_take(Tls* tls, unsigned char* buffer, size_t size) noexcept nogil:
+cdef size_t tls_take(Tls* tls, Crypto* crypto, unsigned char* out, size_t room) noexcept nogil:
     cdef int got
     cdef char* data
-    cdef long there = BIO_get_mem_data(tls.outgoing, &data)
+    cdef long there
+    if tls.records != NULL:
+        return records_take(tls.records, crypto, out)
+    there = BIO_get_mem_data(tls.outgoing, &data)
     if there <= 0:
         return 0
     if there > tls.most:
         tls.most = <uint32_t> there
-    got = BIO_read(tls.outgoing, buffer, <int> size)
+    got = BIO_read(tls.outgoing, out, <int> room)
     return got if got > 0 else 0
 
 
 cdef void tls_close(Tls* tls) noexcept nogil:
-    if not tls.is_closing:
-        tls.is_closing = True
+    if tls.is_closing:
+        return
+    tls.is_closing = True
+    if tls.records != NULL:
+        records_close(tls.records)
+    else:
         ERR_clear_error()
         SSL_shutdown(tls.ssl)
         ERR_clear_error()
@@ -186,10 +235,13 @@ cdef void tls_close(Tls* tls) noexcept nogil:
 
 cdef bint tls_slim(Tls* tls, unsigned char* scratch, size_t size) noexcept nogil:
     cdef char* data
-    cdef long there = BIO_get_mem_data(tls.incoming, &data)
+    cdef long there
     cdef int got
     cdef void* incoming
     cdef void* outgoing
+    if tls.records != NULL:
+        return True                     # they keep nothing
+    there = BIO_get_mem_data(tls.incoming, &data)
     if there > <long> size or BIO_get_mem_data(tls.outgoing, &data) > 0:
         return True                     # in use: later
     incoming = BIO_new(BIO_s_mem())
@@ -216,8 +268,11 @@ cdef bint tls_slim(Tls* tls, unsigned char* scratch, size_t size) noexcept nogil
 cdef class TlsSession:
     """A TLS session whose handshake is over, on its way from the handshake to the relay.
 
-    It owns the SSL object until the relay takes it.
+    It owns the session until the relay takes it.
     """
+
+    def __cinit__(self):
+        self.unsent = b""
 
     def __init__(self, uintptr_t ssl, uintptr_t incoming, uintptr_t outgoing, facts):
         """Takes over the SSL object at that address, which owns both BIOs. ``facts``: a ``net.tls.Facts``."""
@@ -239,9 +294,16 @@ cdef class TlsSession:
         self.tls = NULL
         return tls
 
+    @property
+    def has_records(self):
+        """Whether OpenSSL's session is gone, and ``Records`` are at work."""
+        return self.tls.records != NULL
+
     def put(self, bytes data not None):
         """Bytes that the peer sent."""
-        if not tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
+        # what is kept is a copy, and nothing is read before
+        if not (tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                and tls_keep(self.tls)):
             raise MemoryError
 
     def read(self, Py_ssize_t most=PYTHON_READ):
@@ -250,7 +312,7 @@ cdef class TlsSession:
         Raises ConnectionError when the peer breaks the protocol.
         """
         cdef unsigned char buffer[PYTHON_READ]
-        cdef ssize_t got = tls_read(self.tls, buffer, min(most, <Py_ssize_t> PYTHON_READ))
+        cdef ssize_t got = tls_read(self.tls, crypto_here, buffer, min(most, <Py_ssize_t> PYTHON_READ))
         if got == TLS_BROKEN:
             raise ConnectionError("TLS: the peer sent what is no record of this session")
         if got == TLS_CLOSED:
@@ -259,16 +321,23 @@ cdef class TlsSession:
 
     def write(self, bytes data not None):
         """Encrypt. Raises ConnectionError."""
+        cdef unsigned char sealed[RECORD + RECORD_MORE]
         cdef Py_ssize_t at = 0, size = PyBytes_GET_SIZE(data), part
+        cdef ssize_t made
         while at < size:
             part = min(size - at, <Py_ssize_t> RECORD)
-            if not tls_write(self.tls, <unsigned char*> PyBytes_AS_STRING(data) + at, part):
+            made = tls_write(self.tls, crypto_here, <unsigned char*> PyBytes_AS_STRING(data) + at, part,
+                             sealed, RECORD + RECORD_MORE)
+            if made < 0:
                 raise ConnectionError("TLS: the session is broken")
+            self.unsent += PyBytes_FromStringAndSize(<char*> sealed, made)
             at += part
 
     def take(self):
         """Bytes for the peer."""
-        return take_all(self.tls)
+        cdef bytes unsent = self.unsent
+        self.unsent = b""
+        return unsent + take_all(self.tls)
 
     def close(self):
         """Make a close_notify."""
@@ -303,19 +372,56 @@ def accept_alpn(uintptr_t context):
     SSL_CTX_set_alpn_select_cb(<void*> context, choose_alpn, NULL)
 
 
+cdef inline int hexadecimal(unsigned char letter) noexcept nogil:
+    return letter - c'0' if letter <= c'9' else (letter | 32) - c'a' + 10
+
+
+cdef void keep_secret(const void* ssl, const char* line) noexcept nogil:
+    """OpenSSL says a secret as in a key log: its name, the client's random number, the secret (RFC 9850)."""
+    cdef Secrets* secrets = <Secrets*> listening
+    cdef size_t named = 24, size = strlen(line), at = named + 2 * RANDOM + 1, i
+    cdef unsigned char* secret
+    cdef size_t* taken
+    if secrets == NULL or size < at or (size - at) % 2 or (size - at) // 2 > SECRET:
+        return
+    if memcmp(line, b"CLIENT_TRAFFIC_SECRET_0 ", named) == 0:
+        secret = &secrets.client[0]
+        taken = &secrets.client_size
+    elif memcmp(line, b"SERVER_TRAFFIC_SECRET_0 ", named) == 0:
+        secret = &secrets.server[0]
+        taken = &secrets.server_size
+    else:
+        return
+    taken[0] = (size - at) // 2
+    for i in range(taken[0]):
+        secret[i] = <unsigned char> (hexadecimal(line[at + 2 * i]) << 4 | hexadecimal(line[at + 2 * i + 1]))
+
+
+def keep_secrets(uintptr_t context):
+    """Handshakes of the SSL_CTX at that address can end in ``Records``. Raises ValueError: no libcrypto."""
+    global crypto_here
+    if crypto_here == NULL:
+        crypto_here = crypto_new()
+    if crypto_here == NULL:
+        raise ValueError("libcrypto cannot be used")
+    SSL_CTX_set_keylog_callback(<void*> context, keep_secret)
+
+
 cdef class TlsHandshake:
     """A handshake with a client: its bytes in, ours out, and a session at the end."""
 
-    def __cinit__(self, uintptr_t context, describe, bint is_heavy):
+    def __cinit__(self, uintptr_t context, describe, bint is_heavy, bint keeps_secrets):
         """``context``: address of the SSL_CTX; ``describe(self)`` gives the session's ``facts``.
 
-        ``is_heavy``: the first step takes a millisecond, with an RSA key.
+        ``is_heavy``: the first step takes a millisecond, with an RSA key. ``keeps_secrets``: it is to end in
+        ``Records`` where it can; ``keep_secrets`` was called for the context.
         """
         cdef void* ssl
         cdef void* incoming
         cdef void* outgoing
         self.describe = describe
         self.is_heavy = is_heavy
+        self.keeps_secrets = keeps_secrets
         ERR_clear_error()
         ssl = SSL_new(<void*> context)
         if ssl == NULL:
@@ -334,6 +440,7 @@ cdef class TlsHandshake:
         SSL_set_accept_state(ssl)
 
     def __dealloc__(self):
+        explicit_bzero(&self.secrets, sizeof(Secrets))
         if self.tls != NULL:
             tls_free(self.tls)
 
@@ -349,14 +456,22 @@ cdef class TlsHandshake:
 
     def step(self):
         """Go on as far as what came allows: whether it is over. Raises ConnectionError."""
+        global listening
         cdef int done, error = 0
+        cdef char* data
+        cdef bint is_clean = BIO_get_mem_data(self.tls.outgoing, &data) == 0
         self.is_heavy = False
         with nogil:
             ERR_clear_error()
+            listening = &self.secrets if self.keeps_secrets else NULL
             done = SSL_do_handshake(self.tls.ssl)
+            listening = NULL
             if done != 1:
                 error = SSL_get_error(self.tls.ssl, done)
         if done == 1:
+            # What this step says comes after the client's last word in the handshake: it is sealed with the
+            # keys of the session.
+            self.is_over = is_clean
             return True
         if error == SSL_ERROR_WANT_READ:
             return False
@@ -364,7 +479,10 @@ cdef class TlsHandshake:
 
     def take(self):
         """Bytes for the peer, also after a fault: an alert."""
-        return take_all(self.tls)
+        cdef bytes data = take_all(self.tls)
+        if self.is_over and self.last_flight is None:
+            self.last_flight = data
+        return data
 
     def outcome(self):
         """Protocol, cipher, its bits, and the protocol name of ALPN: empty if there is none."""
@@ -378,19 +496,51 @@ cdef class TlsHandshake:
         )
 
     def session(self):
-        """What it ended in. Once."""
+        """What it ended in. Once, and after the last ``take``."""
         cdef TlsSession session = TlsSession.__new__(TlsSession)
         session.facts = self.describe(self)
+        if self.keeps_secrets and self.last_flight is not None:
+            self.begin_records()
         session.tls = self.tls
         self.tls = NULL
         return session
 
+    cdef void begin_records(self):
+        """Let ``Records`` go on where OpenSSL stopped, and free its session, if they can."""
+        cdef unsigned char scratch[PYTHON_READ]
+        cdef Tls* tls = self.tls
+        cdef Records* records
+        cdef char* data
+        cdef long there
+        cdef Py_ssize_t sent = PyBytes_GET_SIZE(self.last_flight)
+        cdef int suite = records_suite(SSL_CIPHER_get_name(SSL_get_current_cipher(tls.ssl)))
+        if suite < 0 or sent > PYTHON_READ:
+            return
+        if not self.secrets.client_size == self.secrets.server_size == records_secret_size(suite):
+            return
+        records = records_new(crypto_here, suite, self.secrets.client, self.secrets.server)
+        if records == NULL:
+            return
+        there = BIO_get_mem_data(tls.incoming, &data)
+        records_put(records, <unsigned char*> data, there)
+        if not (records_sent(records, crypto_here, <unsigned char*> PyBytes_AS_STRING(self.last_flight), sent,
+                             scratch)
+                and records_keep(records)):
+            records_free(records)
+            return
+        ERR_clear_error()
+        SSL_free(tls.ssl)       # and its BIOs
+        tls.ssl = NULL
+        tls.incoming = NULL
+        tls.outgoing = NULL
+        tls.records = records
+
 
 cdef bytes take_all(Tls* tls):
     cdef unsigned char buffer[PYTHON_READ]
-    cdef size_t got = tls_take(tls, buffer, PYTHON_READ)
+    cdef size_t got = tls_take(tls, crypto_here, buffer, PYTHON_READ)
     cdef bytes result = buffer[:got]
     while got == PYTHON_READ:
-        got = tls_take(tls, buffer, PYTHON_READ)
+        got = tls_take(tls, crypto_here, buffer, PYTHON_READ)
         result += buffer[:got]
     return result

@@ -23,8 +23,8 @@ TREE: Final = ROOT / "build" / "fuzz"
 BINARY: Final = TREE / "fuzzer"
 MODULES: Final = TREE / "modules"
 FUZZED: Final = (
-    "client/entrance", "client/express", "relay/io", "relay/params", "relay/prepared", "relay/scanner",
-    "relay/session", "relay/sql", "relay/tls",
+    "client/entrance", "client/express", "relay/io", "relay/params", "relay/prepared", "relay/records",
+    "relay/scanner", "relay/session", "relay/sql", "relay/tls",
 )  # fmt: skip
 COMPILED: Final = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.pyx")))
 IN_PYTHON: Final = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.py")))

@@ -25,6 +25,7 @@ limits.auth_threads limits.auth_queue_limit limits.auth_timeout_ms limits.auth_f
 limits.auth_failure_max limits.auth_failure_ban_ms limits.auth_failure_trusted
 metrics.statsd_host metrics.statsd_port metrics.statsd_prefix metrics.prometheus_host
 metrics.prometheus_port
+performance.tls_records
 listen.tls_crl_file listen.tls_ciphers listen.tls_ciphersuites
 storage.NAME.tls_crl_file storage.NAME.tls_ciphers storage.NAME.tls_ciphersuites
 ldap_endpoint.NAME.ldaptls ldap_endpoint.NAME.tls_ca_file
