@@ -39,6 +39,18 @@ from gpooler.relay.prepared cimport (
     statement_of,
     statements_free,
 )
+from gpooler.relay.records cimport (
+    RECORD,
+    Crypto,
+    Records,
+    crypto_free,
+    crypto_new,
+    records_free,
+    records_new,
+    records_secret_size,
+    records_sent,
+    records_suite,
+)
 from gpooler.relay.scanner cimport Scan, scan_begin, scan_feed
 from gpooler.relay.session cimport (
     Session,
@@ -52,6 +64,7 @@ from gpooler.relay.session cimport (
     session_ready,
 )
 from gpooler.relay.sql cimport Reading, sql_read, sql_virtual
+from gpooler.relay.tls cimport TlsSession, tls_new
 
 
 cdef class SessionProbe:
@@ -430,3 +443,30 @@ cdef class PreparedProbe:
 def histogram_bucket(uint64_t us):
     """The bucket of a histogram that counts a time."""
     return bucket_of(us)
+
+
+def records_session(bytes suite, bytes reading, bytes writing, *, bytes sent=b"", uint64_t number=0):
+    """A session of TLS 1.3's records with these traffic secrets; ``openssl.keep_secrets`` was called before.
+
+    ``sent``: records that were sealed before; ``number``: of the next record that it seals, where it is not
+    behind those. Raises ValueError when it cannot be.
+    """
+    cdef unsigned char scratch[RECORD]
+    cdef TlsSession session = TlsSession.__new__(TlsSession)
+    cdef Crypto* crypto = crypto_new()
+    cdef Records* records = NULL
+    cdef int index = records_suite(suite)
+    if (crypto != NULL and index >= 0
+            and len(reading) == len(writing) == <Py_ssize_t> records_secret_size(index)):
+        records = records_new(crypto, index, reading, writing)
+    if records != NULL and not records_sent(records, crypto, sent, len(sent), scratch):
+        records_free(records)
+        records = NULL
+    crypto_free(crypto)
+    if records == NULL:
+        raise ValueError("no such session")
+    if number:
+        records.writing.sequence = number
+    session.tls = tls_new(NULL, NULL, NULL)
+    session.tls.records = records
+    return session

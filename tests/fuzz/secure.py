@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 
 from gpooler.config.model import Listen
-from gpooler.config.words import Tls
+from gpooler.config.words import Tls, TlsRecords
 from gpooler.net.tls import ALPN, Acceptor
 
 AUTHORITY = trustme.CA()
@@ -25,10 +25,10 @@ def write_files(directory: Path) -> dict[str, str]:
     return files
 
 
-def acceptor() -> Acceptor:
+def acceptor(records: TlsRecords = TlsRecords.GPOOLER) -> Acceptor:
     """gpooler's side."""
     with TemporaryDirectory() as directory:
-        return Acceptor(Listen(host="127.0.0.1", tls=Tls.PREFER, **write_files(Path(directory))))
+        return Acceptor(Listen(host="127.0.0.1", tls=Tls.PREFER, **write_files(Path(directory))), records)
 
 
 def peer_context(is_1_3: bool, is_member: bool) -> SSL.Context:
