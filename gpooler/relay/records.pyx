@@ -342,7 +342,7 @@ cdef bint hold(Records* r, size_t room, size_t size) noexcept nogil:
 
 cdef ssize_t fail(Records* r, int alert) noexcept nogil:
     r.is_broken = True
-    r.owes_alert = alert
+    r.owes_alert = NONE if r.is_closed else alert
     r.more_size = 0
     return TLS_BROKEN
 

@@ -273,4 +273,70 @@ ENTRANCE: Final = (
     ),
 )
 
-MUTANTS: Final = (*RELAY, *ENTRANCE)
+RECORDS: Final = (
+    Mutant(
+        "a number is used for two records",
+        "gpooler/relay/records.pyx",
+        "    side_nonce(side, side.sequence, nonce)\n    side.sequence += 1\n",
+        "    side_nonce(side, side.sequence, nonce)\n    side.sequence += content == CONTENT_DATA\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "OpenSSL's tickets are not counted",
+        "gpooler/relay/records.pyx",
+        "    r.writing.sequence = count\n",
+        "    r.writing.sequence = min(count, 1)\n",
+        "tests/unit/test_tls_handover.py",
+    ),
+    Mutant(
+        "an answer to KeyUpdate waits for the next take",
+        "gpooler/relay/records.pyx",
+        "    before = renew(r, crypto, out)\n    if before >= 0:\n",
+        "    before = 0\n    if before >= 0:\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "a message goes on behind other records",
+        "gpooler/relay/records.pyx",
+        "    if content != CONTENT_HANDSHAKE and r.message_size:\n",
+        "    if content == CONTENT_ALERT and r.message_size:\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "work for nothing has no end",
+        "gpooler/relay/records.pyx",
+        "    if r.quiet > MAX_QUIET:\n",
+        "    if r.quiet == 255:\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "a fault is told behind the end",
+        "gpooler/relay/records.pyx",
+        "    r.owes_alert = NONE if r.is_closed else alert\n",
+        "    r.owes_alert = alert\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "plain bytes beyond the room are lost",
+        "gpooler/relay/records.pyx",
+        "    r.rest_end = <uint32_t> (length - size)\n",
+        "    r.rest_end = <uint32_t> min(length - size, SMALL)\n",
+        "tests/unit/test_records.py",
+    ),
+    Mutant(
+        "records that are left are not kept",
+        "gpooler/relay/tls.pyx",
+        "    return tls.records == NULL or records_keep(tls.records)\n",
+        "    return True\n",
+        "tests/integration/test_tls_clients.py",
+    ),
+    Mutant(
+        "another end's secret is taken",
+        "gpooler/relay/tls.pyx",
+        "        secret = &secrets.server[0]\n",
+        "        secret = &secrets.client[0]\n",
+        "tests/unit/test_tls_handover.py",
+    ),
+)
+
+MUTANTS: Final = (*RELAY, *ENTRANCE, *RECORDS)

@@ -39,8 +39,8 @@ OPTIONS: Final = ("-O1", "-g", "-fno-omit-frame-pointer", "-DGPOOLER_DEBUG=1", "
 
 
 def own_options(target: str) -> tuple[str, ...]:
-    """What the fuzzer is told of a target: Python keeps what libFuzzer would take for leaks."""
-    return ("-detect_leaks=0",) if target in IN_PYTHON else ()
+    """What the fuzzer is told of a target: Python keeps what libFuzzer would take for leaks, and much."""
+    return ("-detect_leaks=0", "-rss_limit_mb=8192") if target in IN_PYTHON else ()
 
 
 def build() -> Path:

@@ -139,9 +139,12 @@ class Wire:
         return data
 
     def change(self, given: Given, is_secured: bool) -> None:
-        """What somebody between the ends may do; ``is_secured``: the handshake is over on both."""
+        """What somebody between the ends may do, once, as another act might undo the first.
+
+        ``is_secured``: the handshake is over on both.
+        """
         how, at = given.byte() % 5, given.byte()
-        if not self.records:
+        if not self.records or self.is_changed:
             return
         at %= len(self.records)
         record = self.records[at]
@@ -166,10 +169,10 @@ class Wire:
             if changed == record.data:
                 return
             is_body = record.is_whole and place >= HEADER and len(changed) == len(record.data)
-            self.must_break |= is_secured and is_body and not self.is_changed
+            self.must_break = is_secured and is_body
             record.data = changed
         self.is_changed = True
-        if is_secured and self.most is None:
+        if is_secured:
             self.most = most
 
 
