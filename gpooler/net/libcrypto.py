@@ -26,6 +26,8 @@ def load() -> None:
     try:
         library = ctypes.CDLL(found.origin)
         records.load({name: _address(library, name) for name in records.NAMES})
+        if not records.suite_names():
+            raise ValueError("no cipher of TLS 1.3")
     except (OSError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             f"TLS: psycopg2 comes without the libcrypto of OpenSSL 3 ({error}); {_INSTEAD}"

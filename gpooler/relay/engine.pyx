@@ -259,10 +259,11 @@ cdef void hung_up(Engine* e, Client* c) noexcept nogil:
 
 
 cdef void run_ready(Engine* e) noexcept nogil:
-    """One turn for those on the list; what puts itself there again may get several, up to a bound."""
-    cdef Conn* conn
+    """One turn for those on the list; who puts itself there again waits for a look at the others."""
+    cdef Conn* conn = NULL
+    cdef Conn* last = e.ready_tail
     cdef int turns = 0
-    while e.ready_head != NULL and turns < MAX_EVENTS:
+    while e.ready_head != NULL and conn != last and turns < MAX_EVENTS:
         turns += 1
         conn = e.ready_head
         e.ready_head = conn.ready_next

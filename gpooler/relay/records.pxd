@@ -10,7 +10,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
     RECORD = 16384              # plain bytes of one record
-    RECORD_MORE = 512           # its header, tag and padding, and a message or two that go with it
+    # its header, tag and padding, and messages that go with it; OpenSSL may make many small records of one
+    RECORD_MORE = 4096
     SECRET = 48                 # bytes of the longest traffic secret, SHA-384's
     SUITES = 3
 
@@ -43,7 +44,7 @@ cdef struct Records:
     bint is_closed              # ours went, or another alert: nothing is sent any more
     bint owes_update            # the peer asked for new keys of ours
     int owes_alert              # a description, NONE when there is none to send
-    uint8_t quiet               # records in a row that brought no bytes
+    uint8_t quiet               # records of this read that brought no bytes
     uint8_t message_size
     unsigned char message[5]    # the beginning of a handshake message
     unsigned char* held         # the beginning of a record
@@ -69,7 +70,7 @@ cdef Records* records_new(Crypto* crypto, int suite, const unsigned char* readin
 cdef void records_free(Records* r) noexcept nogil
 # Bytes that the peer sent, which are changed and must stay until they are read or kept.
 cdef void records_put(Records* r, unsigned char* data, size_t size) noexcept nogil
-# Copies what is not read of them. False: no memory.
+# Copies what is not read of them: the end of a read. False: no memory, and the session is broken.
 cdef bint records_keep(Records* r) noexcept nogil
 # Plain bytes, up to one record, or a TlsResult.
 cdef ssize_t records_read(Records* r, Crypto* crypto, unsigned char* buffer, size_t size) noexcept nogil

@@ -32,7 +32,7 @@ cdef enum:
     INTERNAL_ERROR = 80
     USER_CANCELED = 90
 
-    MAX_QUIET = 32                      # records without bytes in a row of one read: they only make work
+    MAX_QUIET = 32                      # records without bytes in one read: they only make work
     # Section 5.5: AES-GCM is safe for 2^24.5 full records of one key.
     RENEW_AFTER = 1 << 23
 
@@ -132,6 +132,11 @@ def load(dict addresses not None):
         raise ValueError("libcrypto has no HMAC")
 
 
+def suite_names():
+    """Those that are done here."""
+    return tuple(suite.name for suite in suites if suite.cipher != NULL)
+
+
 # -- a thread's contexts -------------------------------------------------------------------------------
 
 
@@ -186,6 +191,7 @@ cdef bint expand(Crypto* crypto, int suite, const unsigned char* secret, const c
     cdef unsigned char[32] info
     cdef unsigned char[SECRET] block
     cdef size_t length = strlen(label), made = 0
+    cdef bint is_made
     info[0] = 0
     info[1] = <unsigned char> size
     info[2] = <unsigned char> (6 + length)
@@ -193,13 +199,13 @@ cdef bint expand(Crypto* crypto, int suite, const unsigned char* secret, const c
     memcpy(info + 9, label, length)
     info[9 + length] = 0                # the context
     info[10 + length] = 1               # HKDF's first block
-    if (EVP_MAC_init(hashing, secret, suites[suite].secret_size, NULL) != 1
-            or EVP_MAC_update(hashing, info, 11 + length) != 1
-            or EVP_MAC_final(hashing, block, &made, SECRET) != 1 or made < size):
-        return False
-    memcpy(out, block, size)
+    is_made = (EVP_MAC_init(hashing, secret, suites[suite].secret_size, NULL) == 1
+               and EVP_MAC_update(hashing, info, 11 + length) == 1
+               and EVP_MAC_final(hashing, block, &made, SECRET) == 1 and made >= size)
+    if is_made:
+        memcpy(out, block, size)
     explicit_bzero(block, SECRET)
-    return True
+    return is_made
 
 
 cdef bint side_keys(Crypto* crypto, int suite, Side* side) noexcept nogil:
@@ -311,15 +317,17 @@ cdef void records_free(Records* r) noexcept nogil:
 cdef void records_put(Records* r, unsigned char* data, size_t size) noexcept nogil:
     r.more = data
     r.more_size = size
-    r.quiet = 0
 
 
 cdef bint records_keep(Records* r) noexcept nogil:
     cdef bint is_kept = True
     if r.more_size and not (r.is_broken or r.is_ended):
         is_kept = hold(r, r.held_size + r.more_size, r.more_size)
+        if not is_kept:
+            fail(r, INTERNAL_ERROR)     # what follows has no beginning
     r.more = NULL
     r.more_size = 0
+    r.quiet = 0
     return is_kept
 
 
@@ -465,7 +473,6 @@ cdef ssize_t take_content(Records* r, Crypto* crypto, uint8_t content, const uns
     if content != CONTENT_HANDSHAKE and r.message_size:
         return fail(r, UNEXPECTED_MESSAGE)          # section 5.1: nothing between the parts of a message
     if content == CONTENT_DATA and size:
-        r.quiet = 0
         return <ssize_t> size
     r.quiet += 1
     if r.quiet > MAX_QUIET:
@@ -474,7 +481,7 @@ cdef ssize_t take_content(Records* r, Crypto* crypto, uint8_t content, const uns
         return TLS_NOTHING
     if content == CONTENT_HANDSHAKE and size:
         return take_handshake(r, crypto, data, size)
-    if content != CONTENT_ALERT:
+    if content != CONTENT_ALERT or size == 0:
         return fail(r, UNEXPECTED_MESSAGE)
     if size != 2:
         return fail(r, DECODE_ERROR)

@@ -389,10 +389,7 @@ cdef class Relay:
         cdef Route* r = self.route_of(route_id)
         if len(secret) > 32 or len(address) > 16 or len(pending) > CHUNK:
             raise ValueError("too long")
-        if self.e.crypto == NULL and tls is not None and tls.tls.records != NULL:
-            self.e.crypto = crypto_new()
-            if self.e.crypto == NULL:
-                raise MemoryError
+        self.expect_tls(tls)
         c = self.new_client()
         c.conn.fd = fd
         c.conn.route = r
@@ -462,6 +459,7 @@ cdef class Relay:
         cdef Route* r = self.route_of(route_id)
         if len(secret) > 32:
             raise ValueError("cancel key too long")
+        self.expect_tls(tls)
         s = self.new_server()
         s.conn.fd = fd
         s.conn.route = r
@@ -771,6 +769,14 @@ cdef class Relay:
             free(command)
             raise MemoryError
         return self.post_for_reply(command)
+
+    cdef int expect_tls(self, TlsSession tls) except -1:
+        """The relay is to have what a session needs; None: there is none."""
+        if tls is not None and tls.has_records and self.e.crypto == NULL:
+            self.e.crypto = crypto_new()
+            if self.e.crypto == NULL:
+                raise MemoryError
+        return 0
 
     cdef uint8_t facts_index(self, TlsSession tls):
         cdef str text = str(tls.facts)

@@ -68,6 +68,7 @@ cdef class TlsSession:
     # How its peer is shown, and what a login may ask about it.
     cdef readonly object facts
 
+    cdef int check(self) except -1
     cdef Tls* give(self) noexcept
 
 
@@ -77,6 +78,8 @@ cdef class TlsHandshake:
     cdef Tls* tls
     cdef object describe
     cdef bint keeps_secrets
+    cdef bint is_hello_read
+    cdef bytes hello                # as long as it has not come whole
     cdef Secrets secrets
     cdef bint is_over
     cdef bytes last_flight          # what went out under the session's keys

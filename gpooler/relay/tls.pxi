@@ -3,8 +3,10 @@
 from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from gpooler.relay.io cimport CHUNK, RECEIVED_BROKEN, RECEIVED_GOODBYE, RECEIVED_NOTHING, io_recv, iovec
-from gpooler.relay.records cimport RECORD, RECORD_MORE, TLS_BROKEN, TLS_CLOSED
+from gpooler.relay.io cimport (
+    CHUNK, READ_SIZE, RECEIVED_BROKEN, RECEIVED_GOODBYE, RECEIVED_NOTHING, io_recv, iovec,
+)
+from gpooler.relay.records cimport RECORD, RECORD_MORE, TLS_BROKEN, TLS_CLOSED, TLS_NOTHING
 from gpooler.relay.tls cimport (
     FAT, Tls, tls_close, tls_free, tls_keep, tls_put, tls_read, tls_slim, tls_take, tls_write,
 )
@@ -66,7 +68,7 @@ cdef bint tls_conn_write(Engine* e, Conn* conn, iovec* pieces, int count) noexce
 
 cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room) noexcept nogil:
     """As conn_recv. Ciphertext that is left has no edge to come: IS_READABLE stays for it."""
-    cdef size_t got = 0, want
+    cdef size_t got = 0, want, taken = 0
     cdef ssize_t part, end
     cdef bint is_drained = False
     while True:
@@ -87,6 +89,9 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
             conn.flags &= ~<uint16_t> IS_READABLE
             end = RECEIVED_NOTHING
             break
+        if got and taken >= READ_SIZE:
+            end = RECEIVED_NOTHING      # records that fill no room: others have their turn
+            break
         want = room - got
         if want < CHUNK:
             want = CHUNK
@@ -96,14 +101,16 @@ cdef ssize_t tls_conn_recv(Engine* e, Conn* conn, unsigned char* at, size_t room
             if end == RECEIVED_NOTHING:
                 conn.flags &= ~<uint16_t> IS_READABLE
             break
+        taken += part
         is_drained = <size_t> part < want and not conn.flags & IS_HUNG_UP
         if not tls_put(conn.tls, e.cipher, part):
             end = RECEIVED_BROKEN
             break
     if not tls_keep(conn.tls):
         end = RECEIVED_BROKEN
-    # a KeyUpdate, an alert
-    if not tls_send(e, conn, tls_take(conn.tls, e.crypto, e.cipher, CIPHER)) and got == 0:
+    if conn.out.size and conn.tls.records != NULL and not conn.tls.records.is_broken:
+        pass                            # who does not read is owed its answer to a KeyUpdate until it does
+    elif not tls_send(e, conn, tls_take(conn.tls, e.crypto, e.cipher, CIPHER)) and got == 0:
         end = RECEIVED_BROKEN
     note_fat(e, conn)
     if got:

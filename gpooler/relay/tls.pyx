@@ -30,6 +30,9 @@ cdef enum:
     ALPN_OK = 0                 # SSL_TLSEXT_ERR_…, openssl/tls1.h
     ALPN_NONE = 3
     RANDOM = 32                 # bytes of a client's random number
+    HANDSHAKE = 22              # content type of a record
+    HELLO_SESSION = 43          # where the session's id stands in the record of a ClientHello
+    MAX_FRAGMENT_LENGTH = 1     # type of an extension
 
 
 # OpenSSL has one error queue a thread; without a look at an empty one SSL_get_error takes an older error.
@@ -197,12 +200,17 @@ cdef bint tls_keep(Tls* tls) noexcept nogil:
 
 cdef ssize_t tls_write(Tls* tls, Crypto* crypto, const unsigned char* data, size_t size, unsigned char* out,
                        size_t room) noexcept nogil:
+    cdef int wrote
     if tls.records != NULL:
         return records_write(tls.records, crypto, data, size, out)
-    # A memory BIO takes everything: what is not written whole is an error for good.
-    ERR_clear_error()
-    if SSL_write(tls.ssl, data, <int> size) != <int> size:
-        return -1
+    # A memory BIO takes everything; in parts where the peer asked for small records (RFC 6066).
+    while size:
+        ERR_clear_error()
+        wrote = SSL_write(tls.ssl, data, <int> size)
+        if wrote <= 0:
+            return -1
+        data += wrote
+        size -= wrote
     return <ssize_t> tls_take(tls, crypto, out, room)
 
 
@@ -288,6 +296,11 @@ cdef class TlsSession:
         if self.tls != NULL:
             tls_free(self.tls)
 
+    cdef int check(self) except -1:
+        if self.tls == NULL:
+            raise ValueError("the session is the relay's")
+        return 0
+
     cdef Tls* give(self) noexcept:
         """The relay's from now on."""
         cdef Tls* tls = self.tls
@@ -297,10 +310,12 @@ cdef class TlsSession:
     @property
     def has_records(self):
         """Whether OpenSSL's session is gone, and ``Records`` are at work."""
+        self.check()
         return self.tls.records != NULL
 
     def put(self, bytes data not None):
         """Bytes that the peer sent."""
+        self.check()
         # what is kept is a copy, and nothing is read before
         if not (tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
                 and tls_keep(self.tls)):
@@ -312,7 +327,9 @@ cdef class TlsSession:
         Raises ConnectionError when the peer breaks the protocol.
         """
         cdef unsigned char buffer[PYTHON_READ]
-        cdef ssize_t got = tls_read(self.tls, crypto_here, buffer, min(most, <Py_ssize_t> PYTHON_READ))
+        cdef ssize_t got
+        self.check()
+        got = tls_read(self.tls, crypto_here, buffer, max(1, min(most, <Py_ssize_t> PYTHON_READ)))
         if got == TLS_BROKEN:
             raise ConnectionError("TLS: the peer sent what is no record of this session")
         if got == TLS_CLOSED:
@@ -324,6 +341,7 @@ cdef class TlsSession:
         cdef unsigned char sealed[RECORD + RECORD_MORE]
         cdef Py_ssize_t at = 0, size = PyBytes_GET_SIZE(data), part
         cdef ssize_t made
+        self.check()
         while at < size:
             part = min(size - at, <Py_ssize_t> RECORD)
             made = tls_write(self.tls, crypto_here, <unsigned char*> PyBytes_AS_STRING(data) + at, part,
@@ -336,16 +354,19 @@ cdef class TlsSession:
     def take(self):
         """Bytes for the peer."""
         cdef bytes unsent = self.unsent
+        self.check()
         self.unsent = b""
         return unsent + take_all(self.tls)
 
     def close(self):
         """Make a close_notify."""
+        self.check()
         tls_close(self.tls)
 
     def slim(self):
         """Give the memory of large BIOs back."""
         cdef unsigned char scratch[PYTHON_READ]
+        self.check()
         if not tls_slim(self.tls, scratch, PYTHON_READ):
             raise MemoryError
 
@@ -370,6 +391,39 @@ cdef int choose_alpn(
 def accept_alpn(uintptr_t context):
     """Handshakes of the SSL_CTX at that address take the protocol name ``postgresql`` if it is offered."""
     SSL_CTX_set_alpn_select_cb(<void*> context, choose_alpn, NULL)
+
+
+cdef bint asks_for_small_records(const unsigned char* data, size_t size, bint* is_whole) noexcept nogil:
+    """Whether a ClientHello, from its record's header on, has max_fragment_length (RFC 6066, section 4).
+
+    So has one that cannot be read here: OpenSSL goes on with it then, and ends it if it is none.
+    """
+    cdef size_t at = HELLO_SESSION, end = 0
+    is_whole[0] = True
+    if size and data[0] != HANDSHAKE:
+        return True
+    if size > 4:
+        end = 5 + (<size_t> data[3] << 8 | data[4])
+    if end == 0 or size < end:
+        is_whole[0] = False
+        return False
+    if end < at + 1 or 9 + (<size_t> data[6] << 16 | <size_t> data[7] << 8 | data[8]) > end:
+        return True                     # it goes on in another record
+    at += 1 + data[at]
+    if at + 2 > end:
+        return True
+    at += 2 + (<size_t> data[at] << 8 | data[at + 1])       # cipher suites
+    if at + 1 > end:
+        return True
+    at += 1 + data[at]                                      # compression methods
+    if at + 2 > end:
+        return at != end                                    # no extensions
+    at += 2
+    while at + 4 <= end:
+        if data[at] == 0 and data[at + 1] == MAX_FRAGMENT_LENGTH:
+            return True
+        at += 4 + (<size_t> data[at + 2] << 8 | data[at + 3])
+    return at != end
 
 
 cdef inline int hexadecimal(unsigned char letter) noexcept nogil:
@@ -451,6 +505,14 @@ cdef class TlsHandshake:
 
     def feed(self, bytes data not None):
         """Bytes that the peer sent."""
+        cdef bint is_whole = False
+        if self.keeps_secrets and not self.is_hello_read:
+            self.hello = data if self.hello is None else self.hello + data
+            self.keeps_secrets = not asks_for_small_records(
+                <unsigned char*> PyBytes_AS_STRING(self.hello), PyBytes_GET_SIZE(self.hello), &is_whole)
+            if is_whole:
+                self.is_hello_read = True
+                self.hello = None
         if not tls_put(self.tls, <unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
             raise MemoryError
 
@@ -501,6 +563,7 @@ cdef class TlsHandshake:
         session.facts = self.describe(self)
         if self.keeps_secrets and self.last_flight is not None:
             self.begin_records()
+        explicit_bzero(&self.secrets, sizeof(Secrets))
         session.tls = self.tls
         self.tls = NULL
         return session
@@ -533,6 +596,7 @@ cdef class TlsHandshake:
         tls.ssl = NULL
         tls.incoming = NULL
         tls.outgoing = NULL
+        tls.most = 0
         tls.records = records
 
 

@@ -27,6 +27,7 @@ from tests.harness.client import (
     query,
     startup,
 )
+from tests.harness.records import DATA, HANDSHAKE, Direction
 
 Factory = Callable[..., Gpooler]
 
@@ -558,6 +559,71 @@ def test_key_update_of_the_client(
         process.stdin.write(TERMINATE)
         process.stdin.close()
         process.wait(10)
+
+
+class Behind:
+    """Seals records of a client behind the back of Python's ssl, which then has to write no more itself."""
+
+    def __init__(self, client: RawClient, files: Certificates, directory: Path) -> None:
+        """Logs the client in."""
+        context = files.client()
+        context.keylog_filename = str(directory / "keys")
+        client.start_tls(context).login()
+        assert isinstance(client.socket, ssl.SSLSocket)
+        suite = client.socket.cipher()[0].encode()  # type: ignore[index]
+        lines = (line.split() for line in Path(context.keylog_filename).read_text().splitlines())
+        secrets = {words[0]: bytes.fromhex(words[2]) for words in lines if len(words) == 3}
+        self._keys = Direction(suite, secrets["CLIENT_TRAFFIC_SECRET_0"])
+        self._keys.number = 1  # the startup packet went out
+        self._socket = socket.socket(fileno=socket.dup(client.socket.fileno()))
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def data(self, data: bytes) -> bytes:
+        """A record."""
+        return self._keys.seal(DATA, data)
+
+    def ask_for_new_keys(self) -> bytes:
+        """A KeyUpdate that asks for another; what is sealed next is so with new keys."""
+        record = self._keys.seal(HANDSHAKE, b"\x18\0\0\1\1")
+        self._keys.renew()
+        return record
+
+    def send(self, *records: bytes) -> None:
+        """In one piece."""
+        self._socket.sendall(b"".join(records))
+
+
+def test_who_does_not_read_is_answered_when_it_does(
+    pool: Gpooler, files: Certificates, tmp_path: Path
+) -> None:
+    """A request for new keys while a large result is stuck."""
+    with pool.raw() as client, Behind(client, files, tmp_path) as behind:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        behind.send(behind.data(query("SELECT n, repeat('z', 100000) FROM generate_series(1, 200) n")))
+        client.read_until(b"D")
+        for _ in range(3):
+            behind.send(behind.ask_for_new_keys())
+        for number in range(2, 201):
+            assert client.read_until(b"D")[-1].body[6:].startswith(str(number).encode())
+        client.read_until()
+        behind.send(behind.ask_for_new_keys(), behind.data(query("SELECT 'new'")))
+        assert client.rows() == [["new"]]
+
+
+def test_new_keys_without_end_hold_nobody_up(
+    make: Callable[..., Gpooler], files: Certificates, tmp_path: Path
+) -> None:
+    gpooler = make(files.options("server", "prefer"), config={"performance": {"workers": 1}})
+    with gpooler.raw() as client, gpooler.raw() as other, Behind(client, files, tmp_path) as behind:
+        other.login()
+        behind.send(*(behind.ask_for_new_keys() for _ in range(1000)))
+        assert other.query("SELECT 1") == [["1"]]
+        eventually(lambda: gpooler.client_connections() == 1)
 
 
 def _read_until(stream: object, mark: bytes) -> bytes:

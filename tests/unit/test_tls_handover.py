@@ -1,5 +1,8 @@
 """Which handshakes of clients end in the relay's own records, which go on exactly where OpenSSL stopped."""
 
+import socket
+import subprocess
+
 import pytest
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
@@ -8,6 +11,7 @@ from gpooler.config.words import TlsRecords
 from gpooler.net import openssl
 from gpooler.relay.tls import TlsSession
 from tests.fuzz.secure import acceptor, peer_context
+from tests.harness import find_program
 
 EVERYTHING = 1 << 20
 
@@ -106,3 +110,39 @@ def test_many_sessions_do_not_meet() -> None:
         assert client.recv(100) == b"to %d" % number
         session.put(client.bio_read(EVERYTHING))
         assert session.read() == b"from %d" % number
+
+
+@pytest.mark.parametrize("cut", [1, 7, 10_000])
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_who_asks_for_small_records_is_left_to_openssl(is_limited: bool, cut: int) -> None:
+    """max_fragment_length (RFC 6066), which this OpenSSL grants and the relay's records do not know."""
+    program = find_program("openssl")
+    options = ("-maxfraglen", "512") if is_limited else ()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [
+            program, "s_client", "-quiet", "-connect", f"127.0.0.1:{listener.getsockname()[1]}", *options,
+        ]  # fmt: skip
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            sock, _ = listener.accept()
+            with sock:
+                handshake = ACCEPTORS[TlsRecords.GPOOLER].begin()
+                is_over = False
+                while not is_over:
+                    data = sock.recv(EVERYTHING)
+                    assert data
+                    for at in range(0, len(data), cut):
+                        handshake.feed(data[at : at + cut])
+                        is_over = handshake.step()
+                        sock.sendall(handshake.take())
+                session = handshake.session()
+                assert session.has_records is not is_limited
+                text = bytes(range(65, 90)) * 4000
+                session.write(text)
+                sock.sendall(session.take())
+                assert client.stdout.read(len(text)) == text
+            client.stdin.close()
+            client.wait(10)

@@ -1,7 +1,7 @@
 """TLS 1.3's records from a client that has the keys and sends what it likes, beside a model in Python.
 
-An input is acts: records right and wrong, cut anywhere, read in pieces, with writing in between. What comes out,
-how it ends and what is sent back must be what the model of RFC 8446 says.
+An input is acts: records right and wrong, cut anywhere, read in pieces, with writing in between. What comes
+out, how it ends and what is sent back must be what the model of RFC 8446 says.
 """
 
 import zlib
@@ -15,7 +15,9 @@ MOST_QUIET = 32
 KEY_UPDATE = 24
 MEASURED = 64  # of so many inputs one is looked at for memory
 PATTERN = bytes(range(251)) * 70
-SIZES = (0, 1, 2, 5, 17, 100, 1023, 1024, 1025, RECORD - 1, RECORD, RECORD + 1)
+SMALL = (0, 1, 2, 5, 17, 100, 1023, 1024, 1025)
+LARGE = (*SMALL, RECORD - 1, RECORD, RECORD + 1)
+MOST_LARGE = 8
 ROOMS = (RECORD, 1, 3, 1024, RECORD - 1)
 CONTENTS = (DATA, DATA, DATA, HANDSHAKE, HANDSHAKE, ALERT, 20, 0)
 MESSAGES = (b"\x18\0\0\1\0", b"\x18\0\0\1\1", b"\x18\0\0\1\2", b"\x18\0\0\2\0", b"\4\0\0\1\0")
@@ -57,7 +59,6 @@ class Model:
         if self._message and content != HANDSHAKE:
             return self._fail(10)
         if content == DATA and data:
-            self._quiet = 0
             self.received += data
             return False
         self._quiet += 1
@@ -67,7 +68,7 @@ class Model:
             return False
         if content == HANDSHAKE and data:
             return self._hear_message(data)
-        if content != ALERT:
+        if content != ALERT or not data:
             return self._fail(10)
         if len(data) != 2:
             return self._fail(50)
@@ -108,9 +109,10 @@ class Meeting:
         self._wire = bytearray()  # sent, and not delivered
         self._inners: list[tuple[int, bytes]] = []  # of records on their way: where they end, what is in them
         self._sent = self._delivered = 0
-        self._received = b""
+        self._received = bytearray()
         self._is_closed = self._is_broken = False
         self._has_told = False  # the alert
+        self._large = 0
 
     def run(self) -> None:
         """All acts, and what is still on its way."""
@@ -133,10 +135,16 @@ class Meeting:
         elif what == 5:
             self._read()
         elif what == 6:
-            self._write(PATTERN[: given.choice(SIZES[1:]) + given.byte()])
+            self._write(PATTERN[: self._size() + given.byte() + 1])
         else:
             self._peer.session.close()
             self._take(b"", is_closing=True)
+
+    def _size(self) -> int:
+        """Few of them large, as time goes with bytes."""
+        size = self._given.choice(SMALL if self._large == MOST_LARGE or self._room < SMALL[-1] else LARGE)
+        self._large += size > SMALL[-1]
+        return size
 
     def _content(self) -> bytes:
         given = self._given
@@ -148,7 +156,7 @@ class Meeting:
         elif content == ALERT:
             data = given.choice(ALERTS)
         else:
-            data = PATTERN[: given.choice(SIZES)]
+            data = PATTERN[: self._size()]
         return data + bytes([content])
 
     def _seal(self, inner: bytes) -> None:
