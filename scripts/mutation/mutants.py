@@ -278,7 +278,7 @@ RECORDS: Final = (
         "a number is used for two records",
         "gpooler/relay/records.pyx",
         "    side_nonce(side, side.sequence, nonce)\n    side.sequence += 1\n",
-        "    side_nonce(side, side.sequence, nonce)\n    side.sequence += content == CONTENT_DATA\n",
+        "    side_nonce(side, side.sequence, nonce)\n    side.sequence |= 1\n",
         "tests/unit/test_records.py",
     ),
     Mutant(

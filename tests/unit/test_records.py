@@ -276,6 +276,15 @@ def test_what_is_genuine_and_wrong(peer: Peer, records: list[tuple[int, bytes, i
     assert_broken(peer)
 
 
+def test_a_fault_behind_our_own_end_is_not_told(peer: Peer) -> None:
+    peer.session.close()
+    assert peer.take() == [(ALERT, CLOSE_NOTIFY)]
+    peer.put(20, b"x")
+    with pytest.raises(ConnectionError):
+        peer.session.read()
+    assert_broken(peer)
+
+
 def assert_broken(peer: Peer) -> None:
     """Nothing more comes out of it, and nothing goes in."""
     peer.put(DATA, b"x")
