@@ -209,12 +209,13 @@ class TlsProxy:
                     return
                 passed += len(data)
                 session.write(data)
-            if has_begun and (seen != self._wanted or (self._every and passed >= self._every)):
+            is_due = has_begun and (seen != self._wanted or (self._every > 0 and passed >= self._every))
+            if is_due:
                 passed, seen = 0, self._wanted
-                self.updates += 1
                 session.update_keys()
             if not self._send(client, session.take()):
                 return
+            self.updates += is_due  # only now: what is said after this comes behind it
 
     def _send(self, client: socket.socket, data: bytes) -> bool:
         if self._is_torn and data:

@@ -24,7 +24,7 @@ def cores_by_title(gpooler: Gpooler) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for process in gpooler.processes():
         texts = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
-        title = process.cmdline()[0].strip()
+        title = "".join(process.cmdline()[:1]).strip()  # of one that has just ended nothing is left
         found[title] = {text.split("Cpus_allowed_list:")[1].split()[0] for text in texts}
     return found
 
