@@ -8,7 +8,6 @@ The exit status is 0 when nothing was found, 1 when an input broke something, 2 
 
 import argparse
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.build import HERE, ROOT, TARGETS, TREE, build, own_options
+from tests.fuzz.build import HERE, ROOT, TARGETS, TREE, build, environment, own_options
 from tests.harness import Unavailable
 
 CORPUS: Final = HERE / "corpus"
@@ -82,7 +81,7 @@ def fuzz(fuzzer: Path, target: str, seconds: int) -> bool:
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command(fuzzer, target, *options),
-            cwd=ROOT, stdout=output, stderr=output, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
+            cwd=ROOT, stdout=output, stderr=output, env=environment(target),
         )  # fmt: skip
         began = time.monotonic()
         try:
@@ -117,7 +116,7 @@ def keep(fuzzer: Path, target: str) -> None:
         options = ("-set_cover_merge=1", f"-use_counters={is_counted}", fresh, FOUND / target, corpus)
         subprocess.run(
             command(fuzzer, target, *options),
-            cwd=ROOT, check=True, capture_output=True, env={**os.environ, "GPOOLER_FUZZ_TARGET": target},
+            cwd=ROOT, check=True, capture_output=True, env=environment(target),
         )  # fmt: skip
         more = sorted(set(fresh.iterdir()) - set(chosen), key=lambda path: -path.stat().st_size)
         chosen += more[: MOST_INPUTS - len(chosen)]

@@ -43,6 +43,23 @@ def own_options(target: str) -> tuple[str, ...]:
     return ("-detect_leaks=0", "-rss_limit_mb=8192") if target in IN_PYTHON else ()
 
 
+def environment(target: str) -> dict[str, str]:
+    """The fuzzer's environment: which target, and the sanitizers' options.
+
+    libFuzzer's own option leaves the search for leaks at the end of the process. That takes what stands
+    before a thread-local block that begins a page, here the allocator's header, for the block's address and
+    size, and dies now and then of reading there. Targets in Python need no search, the others none of such
+    blocks.
+    """
+    options = "detect_leaks=0" if target in IN_PYTHON else "intercept_tls_get_addr=0"
+    given = os.environ.get("ASAN_OPTIONS")
+    return {
+        **os.environ,
+        "GPOOLER_FUZZ_TARGET": target,
+        "ASAN_OPTIONS": f"{options}:{given}" if given else options,
+    }
+
+
 def build() -> Path:
     """The fuzzer, built anew if a source has changed; Unavailable says what is missing."""
     clang = shutil.which("clang")

@@ -1,13 +1,12 @@
 """The fuzzer's targets on the inputs worth keeping, under AddressSanitizer; scripts/fuzz finds more."""
 
 import hashlib
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz.build import HERE, TARGETS, build, own_options
+from tests.fuzz.build import HERE, TARGETS, build, environment, own_options
 from tests.harness import Unavailable
 
 CORPUS = HERE / "corpus"
@@ -23,10 +22,9 @@ def fuzzer() -> Path:
 
 
 def run(fuzzer: Path, target: str, *inputs: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "GPOOLER_FUZZ_TARGET": target}
     return subprocess.run(
         [fuzzer, *own_options(target), *inputs],
-        env=environment,
+        env=environment(target),
         capture_output=True,
         text=True,
         errors="replace",
