@@ -406,7 +406,7 @@ class Author:
 
     def _run_of(self, name: str, portal: str = "") -> Step:
         values = self._values(name)
-        if self._chance.random() < 0.03:
+        if self._chance.random() < 0.03 * self._may_describe():
             values = (b"1", b"2", b"3")
         return (
             *self._maybe(describe("S", name), 0.2 * self._may_describe()),
@@ -468,7 +468,7 @@ class Author:
                 return [(made, *self._maybe(describe("S", name), 0.5 * self._may_describe()), SYNC)]
 
     def _may_describe(self) -> bool:
-        """Whether a named statement may be described: not, where its block may have failed."""
+        """Whether a named statement may be described, or bound to too many values: not in a failed block."""
         return self._has("describe") or not (self._features & BLOCKS)
 
     def _define(self, name: str) -> Part:

@@ -48,7 +48,7 @@ from tests.harness.gpooler import command
 
 Factory = Callable[..., Gpooler]
 
-LOGIN_TIMEOUT_MS = 400
+LOGIN_TIMEOUT_MS = 1000
 POOL_SIZE = 3
 WORKERS = 2
 CORPUS = Path(__file__).parents[1] / "wire" / "startup"

@@ -67,16 +67,20 @@ def seen(client: RawClient) -> list[str | None]:
 
 
 def seen_on_two(gpooler: Gpooler, client: RawClient) -> list[list[str | None]]:
-    """What the client sees on its server, and then, while another client has that one, on another."""
-    pid, *first = client.query(SHOWN)[0]
-    with gpooler.raw() as holder:
-        holder.login()
-        assert holder.query("BEGIN; SELECT pg_backend_pid()") == [[pid]]
-        other, *second = client.query(SHOWN)[0]
-        assert other != pid
-        holder.query("COMMIT")
-        holder.terminate()
-    return [first, second]
+    """What the client sees on each of two servers, while others have the other one."""
+    with gpooler.raw() as first, gpooler.raw() as second:
+        for holder in (first, second):
+            holder.login()
+        [[taken]] = first.query("BEGIN; SELECT pg_backend_pid()")
+        other, *before = client.query(SHOWN)[0]
+        assert second.query("BEGIN; SELECT pg_backend_pid()") == [[other]]
+        first.query("COMMIT")
+        pid, *behind = client.query(SHOWN)[0]
+        assert pid == taken != other
+        second.query("COMMIT")
+        for holder in (first, second):
+            holder.terminate()
+    return [before, behind]
 
 
 def refusal(client: RawClient, **parameters: str) -> str:

@@ -102,14 +102,14 @@ def test_a_long_wait_at_login_is_not_ended_by_the_login_timeout(
     gpooler = gpooler_factory(
         postgres,
         rule={"pool": "session", "pool_size": 1},
-        config={"listen": [{"host": "127.0.0.1", "port": port, "client_login_timeout": 500}]},
+        config={"listen": [{"host": "127.0.0.1", "port": port, "client_login_timeout": 1000}]},
         port=port,
     )
     with gpooler.raw() as first, gpooler.raw() as second:
         first.login()
         second.send(startup("trust_user", "app"))
         eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
-        first.query("SELECT pg_sleep(1)")
+        first.query("SELECT pg_sleep(1.5)")
         first.terminate()
         assert second.read_until()[-1].kind == b"Z"
 

@@ -270,7 +270,7 @@ def test_login_timeout_covers_the_handshake(
     postgres: Postgres, gpooler_factory: Factory, files: Certificates
 ) -> None:
     gpooler = gpooler_factory(
-        postgres, listener={**files.options("server", "require"), "client_login_timeout": 300}
+        postgres, listener={**files.options("server", "require"), "client_login_timeout": 1000}
     )
     with gpooler.raw() as client:
         client.send(SSL_REQUEST)
