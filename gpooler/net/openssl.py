@@ -108,11 +108,12 @@ def self_test(*, with_records: bool) -> None:
     Raises ConfigurationError when one does not carry what it should.
     """
     try:
-        _test(None)
+        identity = _identity()
+        _test(identity, None)
         if with_records:
             libcrypto.load()
             for suite in records.suite_names():
-                _test(suite)
+                _test(identity, suite)
     except ConfigurationError:
         raise
     except Exception as error:
@@ -122,8 +123,8 @@ def self_test(*, with_records: bool) -> None:
         ) from error
 
 
-def _test(suite: bytes | None) -> None:
-    """With a cipher suite of TLS 1.3 for the relay's own records; with None in OpenSSL's hands to the end."""
+def _identity() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """A key and its certificate, good for today."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "self-test")])
     now = datetime.now(UTC)
@@ -133,9 +134,14 @@ def _test(suite: bytes | None) -> None:
         .not_valid_after(now + timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
+    return key, certificate
+
+
+def _test(identity: tuple[ec.EllipticCurvePrivateKey, x509.Certificate], suite: bytes | None) -> None:
+    """With a cipher suite of TLS 1.3 for the relay's own records; with None in OpenSSL's hands to the end."""
     context = SSL.Context(SSL.TLS_METHOD)
-    context.use_privatekey(key)
-    context.use_certificate(certificate)
+    context.use_privatekey(identity[0])
+    context.use_certificate(identity[1])
     if suite is not None:
         context.set_tls13_ciphersuites(suite)
         keep_secrets(context)
