@@ -46,10 +46,9 @@ def own_options(target: str) -> tuple[str, ...]:
 def environment(target: str) -> dict[str, str]:
     """The fuzzer's environment: which target, and the sanitizers' options.
 
-    libFuzzer's own option leaves the search for leaks at the end of the process. That takes what stands
-    before a thread-local block that begins a page, here the allocator's header, for the block's address and
-    size, and dies now and then of reading there. Targets in Python need no search, the others none of such
-    blocks.
+    libFuzzer's own option leaves the search for leaks at the end of the process, which was seen to die of
+    reading at a bad address: probably what stands before a thread-local block that begins a page was taken
+    for the block's address. Targets in Python need no search, the others none of such blocks.
     """
     options = "detect_leaks=0" if target in IN_PYTHON else "intercept_tls_get_addr=0"
     given = os.environ.get("ASAN_OPTIONS")

@@ -5,9 +5,11 @@ chapter "Frontend/Backend Protocol".
 """
 
 import hashlib
+import math
 import socket
 import ssl
 import struct
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -211,14 +213,19 @@ class RawClient:
             messages.append(self.read())
         return messages
 
-    def read_to_end(self) -> list[Message]:
-        """All messages until the server closes, cleanly or with a reset."""
+    def read_to_end(self, within: float = math.inf) -> list[Message]:
+        """All messages until the server closes, cleanly or with a reset.
+
+        Raises TimeoutError if messages come beyond ``within`` seconds: who is probed gets one each second.
+        """
         messages = []
-        while True:
+        ends_s = time.monotonic() + within
+        while time.monotonic() < ends_s:
             try:
                 messages.append(self.read())
             except (EOFError, ConnectionResetError):
                 return messages
+        raise TimeoutError(f"no end within {within} s")
 
     def is_closed(self) -> bool:
         """Whether the server has closed, with nothing left to read. Does not wait."""
