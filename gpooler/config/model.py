@@ -465,7 +465,8 @@ class ListenBody(Section):
     )
     backlog: Annotated[int, Number(least=1, most=65_535)] = option(
         128,
-        "Connections the kernel keeps until they are accepted.",
+        "Connections the kernel keeps until they are accepted, up to net.core.somaxconn. More than that at "
+        "once try again a second later: raise it where many reconnect together.",
     )
     client_login_timeout: Annotated[int, Number("ms", least=1)] = option(
         15_000, "Limit of startup, authentication and routing."

@@ -52,6 +52,9 @@ LOGIN_TIMEOUT_MS = 1000
 END_S = 30  # until a session whose client says no more has ended
 POOL_SIZE = 3
 WORKERS = 2
+# More than come at once. Beyond its backlog the kernel answers with SYN cookies, of which it keeps nothing:
+# who then finds the queue full and says nothing is connected for itself alone.
+BACKLOG = 1024
 CORPUS = Path(__file__).parents[1] / "wire" / "startup"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((CORPUS / "expected.json").read_text())
 METHODS = {"trust": "none", "clear": "clear_text", "md5": "md5", "scram": "scram-sha-256"}
@@ -101,7 +104,14 @@ def make_pool(
         port=port,
         config={
             "performance": {"workers": WORKERS},
-            "listen": [{"host": "127.0.0.1", "port": port, "client_login_timeout": timeout_ms}],
+            "listen": [
+                {
+                    "host": "127.0.0.1",
+                    "port": port,
+                    "backlog": BACKLOG,
+                    "client_login_timeout": timeout_ms,
+                }
+            ],
             **users(**options),
         },
     )
