@@ -7,7 +7,7 @@ from libc.stdlib cimport abort
 from gpooler.relay cimport counters
 from gpooler.relay.io cimport CHUNK
 from gpooler.relay.scanner cimport EFFECT_SESSION
-from gpooler.relay.session cimport OWNER_ASK, session_is_idle, session_owner
+from gpooler.relay.session cimport OWNER_ASK, session_awaits_ready, session_is_idle, session_owner
 
 cdef extern from *:
     """
@@ -113,6 +113,9 @@ cdef void check_client(Client* c) noexcept nogil:
     check(not c.flags & TEXT_THEN_SKIP or c.flags & IS_HELD, &c.conn, "is refused a request and read on")
     check(not c.flags & AWAITS_DEPLOY or s != NULL and c.flags & IS_BLOCKED and c.conn.hold != NULL, &c.conn,
           "awaits a deploy that is not under way")
+    check(not c.flags & IS_BLOCKED or c.flags & AWAITS_DEPLOY
+          or s != NULL and (session_awaits_ready(&s.session) or s.cancelling), &c.conn,
+          "waits for answers that may never come")
     check(not c.flags & (IS_SCANNING | IS_DROPPING) or c.conn.rx.left, &c.conn, "is inside of no message")
     check(not c.flags & HAS_FAILED or c.flags & HAS_BEGUN, &c.conn, "failed without a BEGIN")
     check(not c.flags & HAS_BEGUN or r.defers_begin and (s == NULL or c.flags & AWAITS_DEPLOY), &c.conn,

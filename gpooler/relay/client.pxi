@@ -21,8 +21,8 @@ from gpooler.relay.scanner cimport (
     EFFECT_SESSION, EFFECT_SET, EFFECT_STATE, scan_begin, scan_feed,
 )
 from gpooler.relay.session cimport (
-    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_frontend, session_is_idle, session_needs_sync,
-    session_owner,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_RESET, session_awaits_ready, session_frontend,
+    session_is_idle, session_needs_sync, session_owner,
 )
 from gpooler.relay.sql cimport sql_is_begin
 from gpooler.relay.system cimport close
@@ -317,7 +317,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                         return
                     if not session_is_idle(&s.session):
                         # earlier requests of the pipeline are answered first
-                        if session_needs_sync(&s.session) or s.session.is_copy_in:
+                        if session_needs_sync(&s.session) or not session_awaits_ready(&s.session):
                             part_with_text(e, c, reason)
                             return
                         c.flags |= IS_BLOCKED
@@ -447,7 +447,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                 put_text(e, &c.conn, p + HEADER, take)
             p += take
             c.conn.rx.left -= <uint32_t> take
-            if handling == ALONE:
+            if handling == ALONE and session_awaits_ready(&s.session):
                 p += HEADER
                 c.flags |= IS_BLOCKED
                 break

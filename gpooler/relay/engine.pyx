@@ -180,7 +180,7 @@ cdef void sweep(Engine* e) noexcept nogil:
             s = <Server*> at
             c = s.client
             cancel_again(e, s)
-            if c.flags & (IS_HALF_CLOSED | IS_TERMINATED):
+            if has_ended(c):
                 probe(e, c)
             elif ((c.conn.rx.left or c.conn.hold != NULL) and r.mode != MODE_SESSION
                     and s.session.status == c'I' and not s.session.is_copy_in and not s.pins
@@ -197,7 +197,7 @@ cdef void sweep(Engine* e) noexcept nogil:
         at = r.waiting.head
         while at != NULL:
             following = at.following
-            if (<Client*> at).flags & IS_HALF_CLOSED:
+            if has_ended(<Client*> at):
                 probe(e, <Client*> at)
             at = following
         at = r.closing.head
@@ -238,11 +238,17 @@ cdef void on_event(Engine* e, Conn* conn, uint32_t events) noexcept nogil:
         return
     if conn.flags & IS_READABLE:
         if conn.flags & IS_HUNG_UP and not can_read_client(<Client*> conn):
-            if not (<Client*> conn).flags & (IS_HALF_CLOSED | IS_TERMINATED):
-                (<Client*> conn).flags |= IS_HALF_CLOSED
+            if not (<Client*> conn).flags & (IS_HALF_CLOSED | IS_TERMINATED) and has_ended(<Client*> conn):
                 probe(e, <Client*> conn)
             return
         client_readable(e, <Client*> conn)
+
+
+cdef bint has_ended(Client* c) noexcept nogil:
+    """Whether a client has said all, as far as it can be known before it is read to its end."""
+    if c.conn.flags & IS_HUNG_UP and not c.flags & IS_TERMINATED and not can_read_client(c):
+        c.flags |= IS_HALF_CLOSED
+    return (c.flags & (IS_HALF_CLOSED | IS_TERMINATED)) != 0
 
 
 cdef void hung_up(Engine* e, Client* c) noexcept nogil:

@@ -15,7 +15,8 @@ from gpooler.relay.prepared cimport (
 )
 from gpooler.relay.scanner cimport EFFECT_PREPARE, EFFECT_READ, Scan, scan_begin, scan_feed
 from gpooler.relay.session cimport (
-    OWNER_CLIENT, OWNER_EXTRA, OWNER_RESET, session_change, session_frontend, session_has_sync_point,
+    OWNER_CLIENT, OWNER_EXTRA, OWNER_RESET, session_awaits_ready, session_change, session_frontend,
+    session_has_sync_point,
 )
 
 
@@ -210,8 +211,8 @@ cdef int prepared_message(Engine* e, Client* c, Server* s, unsigned char** run, 
     if kind == c'P' and s.pins & EFFECT_PREPARE and (
             c.prepared == NULL or names_find(c.prepared, name, <uint32_t> (stop - name)) == NULL):
         return AS_IT_IS                 # among names that SQL gave
-    if ((s.changes.head != NULL or s.session.has_copy_end) and session_has_sync_point(&s.session)
-            and not s.session.is_uncertain and end - p <= CHUNK):
+    if ((s.changes.head != NULL or s.session.has_copy_end) and session_awaits_ready(&s.session)
+            and end - p <= CHUNK):
         # Behind a Sync it matters whether what was prepared or closed before it came to pass, and behind a
         # COPY whether the answers can be told apart.
         return BLOCKED

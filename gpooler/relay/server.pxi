@@ -13,7 +13,7 @@ from gpooler.relay.reason cimport (
     REASON_SERVER_LOST, REASON_STATEMENT_POOL,
 )
 from gpooler.relay.session cimport (
-    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_backend, session_has_sync_point,
+    OWNER_ASK, OWNER_CLIENT, OWNER_DEPLOY, OWNER_EXTRA, OWNER_RESET, session_awaits_ready, session_backend,
     session_is_idle, session_owner, session_ready,
 )
 
@@ -295,10 +295,9 @@ cdef void server_feed(Engine* e, Server* s, unsigned char* data, size_t size) no
         inject_now(e, c)
         if s.client != c:
             return
-    if (c.flags & (IS_BLOCKED | AWAITS_DEPLOY) == IS_BLOCKED
-            and (s.session.is_skipping or s.session.is_copy_in
-                 or settled and not session_has_sync_point(&s.session))):
-        c.flags &= ~<uint32_t> IS_BLOCKED   # the answers it waited for are in, or will not come
+    if c.flags & (IS_BLOCKED | AWAITS_DEPLOY) == IS_BLOCKED and not session_awaits_ready(&s.session):
+        # The answers it waited for are in, or may never come: a COPY has swallowed the Sync, say.
+        c.flags &= ~<uint32_t> IS_BLOCKED
         client_work(e, c)
         if s.client != c:
             return

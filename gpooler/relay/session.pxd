@@ -87,6 +87,8 @@ cdef void session_frontend(Session* self, uint8_t kind, uint8_t owner) noexcept 
 cdef void session_change(Session* self, uint8_t owner) noexcept nogil
 # Whether a message that was sent will be answered by ReadyForQuery.
 cdef bint session_has_sync_point(Session* self) noexcept nogil
+# Whether ReadyForQuery comes, as far as can be known, whether or not another message is sent before it.
+cdef bint session_awaits_ready(Session* self) noexcept nogil
 # The header of a backend message of this kind came from the server. False: it came out of place.
 cdef bint session_backend(Session* self, uint8_t kind) noexcept nogil
 # A complete ReadyForQuery came. Returns the owner of the point it answers, -1 if none was due or the status

@@ -160,6 +160,11 @@ cdef bint session_has_sync_point(Session* self) noexcept nogil:
     return False
 
 
+cdef bint session_awaits_ready(Session* self) noexcept nogil:
+    return (not self.is_skipping and not self.is_copy_in and not self.is_uncertain
+            and session_has_sync_point(self))
+
+
 cdef bint _enter_copy_in(Session* self) noexcept nogil:
     """Syncs already on their way are swallowed, up to a CopyDone that is on its way too.
 

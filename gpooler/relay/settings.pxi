@@ -24,7 +24,7 @@ from gpooler.relay.scanner cimport (
     EFFECT_TEMP,
 )
 from gpooler.relay.prepared cimport Name, copies_clear, names_find
-from gpooler.relay.session cimport OWNER_ASK, session_frontend, session_is_idle, session_needs_sync
+from gpooler.relay.session cimport OWNER_ASK, session_awaits_ready, session_frontend, session_needs_sync
 from gpooler.relay.sql cimport (
     NAME_DEALLOCATE, SETTING_DISCARD_ALL, SETTING_RESET, SETTING_RESET_ALL, SETTING_SET, Reading, sql_read,
 )
@@ -544,8 +544,7 @@ cdef void learn(Engine* e, Server* s, const unsigned char* name, uint32_t size, 
 
 cdef bint waits_for_answers(Server* s) noexcept nogil:
     """Whether a text must not go out before it is known what was done before it, and can wait for that."""
-    return (not session_is_idle(&s.session) and not s.session.is_skipping and not s.session.is_copy_in
-            and not s.session.is_uncertain and not session_needs_sync(&s.session))
+    return session_awaits_ready(&s.session) and not session_needs_sync(&s.session)
 
 
 cdef bint may_change_lexis(Client* c, Server* s, Reading* reading) noexcept nogil:

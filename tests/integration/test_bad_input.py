@@ -801,7 +801,7 @@ def random_session(chance: random.Random, pool_mode: str) -> list[bytes]:
     ]
     for _ in range(chance.randrange(1, 12)):
         sql = chance.choice(statements)
-        match chance.randrange(6):
+        match chance.randrange(7):
             case 0 | 1:
                 session.append(query(sql))
             case 2:
@@ -813,6 +813,12 @@ def random_session(chance: random.Random, pool_mode: str) -> list[bytes]:
                 session.append(chance.choice([COPY_DONE, message(b"f", text("no")), SYNC]))
             case 4:
                 session.append(chance.choice([SYNC, FLUSH, COPY_DONE, execute(), close("S", "a"), TERMINATE]))
+            case 5:
+                # Syncs that a COPY swallows, or does not
+                name = chance.choice(["", "a"])
+                session += [parse("COPY bad_input FROM STDIN", name), bind(name), execute(), SYNC]
+                session += chance.choice([[], [SYNC], [copy_data(b"x\n")], [copy_data(b"1\n"), COPY_DONE]])
+                session.append(chance.choice([COPY_DONE, SYNC]))
             case _:
                 session.append(query("SELECT 'between'"))
     return session

@@ -1,9 +1,12 @@
 """Clients that vanish: what they ran is cancelled, rolled back, reset; their server serves on."""
 
+import os
+import signal
 import socket
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from itertools import product
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from gpooler.stats.registry import RouteWord
 from tests.harness import Backend, Gpooler, Postgres, RawClient, eventually, free_port
 from tests.harness.client import (
+    COPY_DONE,
     SYNC,
     TERMINATE,
     ServerError,
@@ -84,6 +88,21 @@ def runs(postgres: Postgres, text: str) -> Callable[[], bool]:
     return lambda: [(row.state, row.query) for row in postgres.activity()] == [("active", text)]
 
 
+@contextmanager
+def stopped(gpooler: Gpooler) -> Iterator[None]:
+    """The workers take nothing in meanwhile."""
+    pids = gpooler.worker_pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        tasks = [task / "stat" for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+        eventually(lambda: all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks))
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_a_query_whose_client_is_gone_is_cancelled(postgres: Postgres, pool: Pool) -> None:
     _gpooler, connect = pool
     for way in WAYS:
@@ -96,6 +115,50 @@ def test_a_query_whose_client_is_gone_is_cancelled(postgres: Postgres, pool: Poo
         with connect() as other:
             assert pid_of(other) == pid
         assert "canceling statement due to user request" in postgres.log()
+
+
+def test_a_client_whose_end_came_with_its_query_keeps_no_place_in_the_queue(
+    postgres: Postgres, pool: Pool
+) -> None:
+    gpooler, connect = pool
+    for way in WAYS:
+        with connect() as other:
+            other.query("BEGIN")
+            client = connect()
+            with stopped(gpooler):  # both are there before the relay looks
+                client.send(query("SELECT 1"))
+                leave(client, way)
+            eventually(lambda: gpooler.route_count(RouteWord.CLIENTS) == 1, within=5)
+            other.query("ROLLBACK")
+
+
+LINES = "COPY lines_gone FROM STDIN"
+BEGUN = parse(LINES) + bind() + execute() + SYNC
+AGAIN = parse(LINES, "a") + bind("a") + execute() + SYNC
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(BEGUN + copy_data(b"x\n") + AGAIN + COPY_DONE, id="fails"),
+        pytest.param(
+            BEGUN + copy_data(b"x\n") * 2 + SYNC * 2 + AGAIN + copy_data(b"1\n") + COPY_DONE, id="fails late"
+        ),
+        pytest.param(BEGUN + COPY_DONE + AGAIN + COPY_DONE + SYNC * 2, id="runs twice"),
+    ],
+)
+def test_a_client_that_leaves_a_copy_in_doubt_does_not_keep_its_server(
+    postgres: Postgres, pool: Pool, stream: bytes
+) -> None:
+    """Its COPYs have swallowed Syncs, or not: how many answers are due cannot be known."""
+    _gpooler, connect = pool
+    postgres.query("CREATE TABLE IF NOT EXISTS lines_gone (n int); GRANT ALL ON lines_gone TO PUBLIC", "app")
+    with connect() as client:
+        client.send(stream)
+        client.half_close()
+        client.read_to_end(within=5)
+    with connect() as other:
+        assert other.query("SELECT 1") == [["1"]]
 
 
 def test_a_client_gone_in_a_transaction_is_rolled_back(postgres: Postgres, pool: Pool) -> None:

@@ -308,6 +308,25 @@ def test_an_unnamed_statement_outlives_its_sync(postgres: Postgres, pool: Gpoole
         client.terminate()
 
 
+@pytest.mark.parametrize("inside", ["", "data", "a second Sync"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(parse("SELECT 7", "a") + bind("a") + execute() + SYNC, id="Parse"),
+        pytest.param(close("S", "a") + SYNC, id="Close"),
+        pytest.param(query("RESET ALL"), id="RESET ALL"),
+        pytest.param(query("SELECT 7"), id="Query"),
+    ],
+)
+def test_what_stands_behind_a_copy_that_swallowed_its_sync(
+    postgres: Postgres, pool: Gpooler, inside: str, behind: bytes
+) -> None:
+    """Sent at once it waits for a ReadyForQuery, as long as nobody knows that the Sync will have none."""
+    middle = {"": b"", "data": copy_data(b"1\tx\n"), "a second Sync": SYNC}[inside]
+    copy = parse("COPY piped FROM STDIN") + bind() + execute() + SYNC + middle + COPY_DONE
+    assert_same(postgres, pool, copy + behind)
+
+
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 def test_an_unnamed_statement_is_never_that_of_another(
     postgres: Postgres, gpooler_factory: Factory, mode: str
@@ -435,6 +454,7 @@ SIMPLE = (
 )
 BLOCKS = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "ROLLBACK TO s", "COMMIT; BEGIN")
 COPIES = ("COPY piped FROM STDIN", "COPY missing FROM STDIN")
+SWALLOWED = (b"", SYNC, SYNC * 2, copy_data(b"4\tu\n") + SYNC)
 
 
 def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
@@ -444,7 +464,7 @@ def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
     # not found to be so there (docs/design.md, "Known").
     has_names = chance.random() < 0.5
     for _ in range(chance.randrange(2, 25)):
-        match chance.randrange(9 if has_names else 8):
+        match chance.randrange(10 if has_names else 8):
             case 0 | 1:
                 stream.append(query(chance.choice(statements + SIMPLE)))
             case 2 | 3:
@@ -462,6 +482,10 @@ def random_stream(chance: random.Random, has_blocks: bool) -> list[bytes]:
                 stream.append(query("COPY (SELECT generate_series(1, 500)) TO STDOUT"))
             case 7:
                 stream.append(chance.choice([SYNC, FLUSH, SYNC * 3, COPY_DONE, close("P"), copy_data(b"x")]))
+            case 8:
+                # (data that is taken: if the COPY fails, nobody can tell which Syncs it has swallowed)
+                copy = parse(COPIES[0]) + bind() + execute() + chance.choice(SWALLOWED) + copy_data(b"3\tw\n")
+                stream.append(copy + COPY_DONE + chance.choice([SYNC, SYNC, b""]))
             case _:
                 name = chance.choice("ab")
                 stream.append(group(chance.choice(STATEMENTS), name=name) + SYNC)
