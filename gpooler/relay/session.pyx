@@ -161,8 +161,8 @@ cdef bint session_has_sync_point(Session* self) noexcept nogil:
 
 
 cdef bint session_awaits_ready(Session* self) noexcept nogil:
-    return (not self.is_skipping and not self.is_copy_in and not self.is_uncertain
-            and session_has_sync_point(self))
+    return (not self.is_skipping and not self.is_copy_in and not self.is_copy_both
+            and not self.is_uncertain and session_has_sync_point(self))
 
 
 cdef bint _enter_copy_in(Session* self) noexcept nogil:

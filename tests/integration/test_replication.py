@@ -363,6 +363,20 @@ def test_a_stream_is_ended_and_the_connection_goes_on(
     eventually(lambda: is_at_rest(gpooler))
 
 
+@pytest.mark.parametrize("sql", ["SELECT 1", "RESET ALL"])
+def test_a_query_in_a_stream_is_refused_by_postgres(
+    postgres: Postgres, gpooler_factory: Factory, sql: str
+) -> None:
+    """It waits for no ReadyForQuery, which comes at the end of the stream alone."""
+    gpooler = pooled(gpooler_factory, postgres)
+    with replicating(gpooler) as client:
+        start_streaming(client, "database")
+        client.send(query(sql))
+        fields = client.read_to_end()[-1].fields()
+        assert (fields["S"], fields["C"]) == ("FATAL", "08P01")
+    eventually(lambda: is_at_rest(gpooler))
+
+
 @pytest.mark.parametrize("end", ["terminate", "close", "reset", "half_close"])
 @pytest.mark.parametrize("kind", ["true", "database"])
 def test_the_end_of_a_client_in_a_stream_ends_its_server(
