@@ -45,6 +45,14 @@ RELAY: Final = (
         "if last.kind == kind and last.extended == extended:",
     ),
     Mutant(
+        "a ReadyForQuery is counted on behind a COPY in doubt",
+        "gpooler/relay/session.pyx",
+        "            and not self.is_uncertain and session_has_sync_point(self))\n",
+        "            and session_has_sync_point(self))\n",
+        "tests/integration/test_disconnect.py::"
+        "test_a_client_that_leaves_a_copy_in_doubt_does_not_keep_its_server",
+    ),
+    Mutant(
         "LISTEN is not noticed",
         "gpooler/relay/scanner.pyx",
         "        elif word == W_LISTEN:\n            self.effects |= EFFECT_LISTEN\n",
@@ -141,8 +149,8 @@ RELAY: Final = (
     Mutant(
         "behind a Sync nobody waits for what was prepared before it",
         "gpooler/relay/prepared.pxi",
-        "    if ((s.changes.head != NULL or s.session.has_copy_end) and session_has_sync_point(&s.session)\n",
-        "    if (False and session_has_sync_point(&s.session)\n",
+        "    if ((s.changes.head != NULL or s.session.has_copy_end) and session_awaits_ready(&s.session)\n",
+        "    if (False and session_awaits_ready(&s.session)\n",
     ),
     Mutant(
         "a Parse that is not bound yet keeps no server",

@@ -199,7 +199,8 @@ def test_libpq_18_accepts_what_we_answer_to_the_version_it_greases_with(
 def test_a_cancel_key_of_either_length_cancels_and_a_wrong_one_does_not(
     postgres: Postgres, gpooler_factory: Factory, pool: str
 ) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool": pool})
+    # one server: another one would be opened while the first is brought back
+    gpooler = gpooler_factory(postgres, rule={"pool": pool, "pool_size": 1})
     for version in (PROTOCOL_3_0, PROTOCOL_3_2):
         with gpooler.raw() as client:
             client.login(version=version)
