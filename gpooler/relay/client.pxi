@@ -317,7 +317,7 @@ cdef void client_feed(Engine* e, Client* c, unsigned char* data, size_t size) no
                         return
                     if not session_is_idle(&s.session):
                         # earlier requests of the pipeline are answered first
-                        if session_needs_sync(&s.session) or not session_awaits_ready(&s.session):
+                        if not waits_for_answers(s):
                             part_with_text(e, c, reason)
                             return
                         c.flags |= IS_BLOCKED

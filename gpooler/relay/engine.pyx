@@ -238,7 +238,8 @@ cdef void on_event(Engine* e, Conn* conn, uint32_t events) noexcept nogil:
         return
     if conn.flags & IS_READABLE:
         if conn.flags & IS_HUNG_UP and not can_read_client(<Client*> conn):
-            if not (<Client*> conn).flags & (IS_HALF_CLOSED | IS_TERMINATED) and has_ended(<Client*> conn):
+            if not (<Client*> conn).flags & (IS_HALF_CLOSED | IS_TERMINATED):
+                (<Client*> conn).flags |= IS_HALF_CLOSED
                 probe(e, <Client*> conn)
             return
         client_readable(e, <Client*> conn)

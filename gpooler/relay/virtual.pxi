@@ -14,7 +14,7 @@ from gpooler.relay.io cimport CHUNK
 from gpooler.relay.reason cimport (
     REASON_CLIENT_GONE, REASON_NONE, REASON_TARGET_INVALID, REASON_TARGET_UNBUILT, REASON_VIRTUAL_UNCLEAR,
 )
-from gpooler.relay.session cimport session_awaits_ready, session_is_idle, session_needs_sync
+from gpooler.relay.session cimport session_is_idle
 from gpooler.relay.sql cimport (
     VIRTUAL_INVALID, VIRTUAL_NONE, VIRTUAL_RESET, VIRTUAL_UNBUILT, VIRTUAL_UNCLEAR, sql_virtual,
 )
@@ -64,7 +64,7 @@ cdef bint await_answers(Engine* e, Client* c, Server* s, unsigned char* p, unsig
     """Hold what stands from `p` on while earlier requests run. False: none does."""
     if session_is_idle(&s.session):
         return False
-    if session_needs_sync(&s.session) or not session_awaits_ready(&s.session) or end - p > CHUNK:
+    if not waits_for_answers(s) or end - p > CHUNK:
         part_with_text(e, c, REASON_VIRTUAL_UNCLEAR)
         return True
     c.flags |= IS_BLOCKED

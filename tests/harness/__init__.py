@@ -4,7 +4,7 @@ from tests.harness.client import Message, RawClient
 from tests.harness.faultproxy import FaultProxy
 from tests.harness.gpooler import Gpooler
 from tests.harness.postgres import PASSWORD, Backend, Postgres, PostgresUnavailable
-from tests.harness.tools import Unavailable, eventually, find_program, free_port
+from tests.harness.tools import Unavailable, eventually, find_program, free_port, stopped
 
 __all__ = [
     "PASSWORD",
@@ -19,4 +19,5 @@ __all__ = [
     "eventually",
     "find_program",
     "free_port",
+    "stopped",
 ]

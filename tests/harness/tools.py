@@ -1,13 +1,15 @@
-"""Small helps: waiting for a condition, free ports, programs of the machine, an unprivileged user."""
+"""Small helps: waiting, free ports, processes held still, programs of the machine, an unprivileged user."""
 
 import os
 import pwd
 import random
 import shutil
+import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +75,18 @@ def free_port() -> int:
         _reserved.append(reservation.detach())
         return port
     raise RuntimeError("no free port found")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Hold a process still, every thread of it."""
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: all("State:\tT" in (thread / "status").read_text() for thread in threads))
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def find_program(name: str) -> str:

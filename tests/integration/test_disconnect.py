@@ -1,18 +1,15 @@
 """Clients that vanish: what they ran is cancelled, rolled back, reset; their server serves on."""
 
-import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from itertools import product
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from gpooler.stats.registry import RouteWord
-from tests.harness import Backend, Gpooler, Postgres, RawClient, eventually, free_port
+from tests.harness import Backend, Gpooler, Postgres, RawClient, eventually, free_port, stopped
 from tests.harness.client import (
     COPY_DONE,
     SYNC,
@@ -88,21 +85,6 @@ def runs(postgres: Postgres, text: str) -> Callable[[], bool]:
     return lambda: [(row.state, row.query) for row in postgres.activity()] == [("active", text)]
 
 
-@contextmanager
-def stopped(gpooler: Gpooler) -> Iterator[None]:
-    """The workers take nothing in meanwhile."""
-    pids = gpooler.worker_pids()
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        tasks = [task / "stat" for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
-        eventually(lambda: all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks))
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
 def test_a_query_whose_client_is_gone_is_cancelled(postgres: Postgres, pool: Pool) -> None:
     _gpooler, connect = pool
     for way in WAYS:
@@ -125,7 +107,8 @@ def test_a_client_whose_end_came_with_its_query_keeps_no_place_in_the_queue(
         with connect() as other:
             other.query("BEGIN")
             client = connect()
-            with stopped(gpooler):  # both are there before the relay looks
+            (worker,) = gpooler.worker_pids()
+            with stopped(worker):  # both are there before the relay looks
                 client.send(query("SELECT 1"))
                 leave(client, way)
             eventually(lambda: gpooler.route_count(RouteWord.CLIENTS) == 1, within=5)

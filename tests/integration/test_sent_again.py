@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.harness import Gpooler, Postgres, RawClient, eventually
+from tests.harness import Gpooler, Postgres, RawClient, eventually, stopped
 from tests.harness.client import SYNC, bind, describe, execute, parse, query
 
 Factory = Callable[..., Gpooler]
@@ -25,16 +24,6 @@ def pool(postgres: Postgres, gpooler_factory: Factory) -> Gpooler:
 
 def pid_of(client: RawClient) -> int:
     return int(client.query("SELECT pg_backend_pid()")[0][0] or 0)
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """The process takes nothing from its socket meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 REQUESTS = {

@@ -3,15 +3,15 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gpooler.stats.registry import RouteWord
-from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually
+from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually, stopped
 from tests.harness.client import query
 from tests.harness.steering import clients_on
 from tests.harness.trace import system_calls
@@ -44,18 +44,6 @@ def fill(clients: list[RawClient]) -> set[int]:
 
 def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Hold a process still, every thread of it."""
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        eventually(lambda: all("State:\tT" in (thread / "status").read_text() for thread in threads))
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 # --- pool_ttl ---------------------------------------------------------------------------------
