@@ -22,7 +22,7 @@ ANSWER = b"C\0\0\0\5\0" + READY
 class House:
     """A running relay with one transaction route."""
 
-    def __init__(self, **limits):
+    def __init__(self, log_query=False, **limits):
         self.counters = SharedCounters.create()
         self.relay = Relay(self.counters.address, 1, True, bytes(16))
         self.thread = threading.Thread(target=self.relay.run)
@@ -32,7 +32,7 @@ class House:
             ROUTE, mode=1, discard=None, can_cancel=True, can_rollback=True, attach_check=True,
             maintain_params=True, adds_host=False, defers_begin=False, has_prepared=True, max_copies=500,
             max_names_bytes=1_000_000,
-            session_state=0, pin_on_listen=False, state_check=1, log_query=False, log_slow_ms=0,
+            session_state=0, pin_on_listen=False, state_check=1, log_query=log_query, log_slow_ms=0,
             pool_timeout_ms=0, pool_ttl_s=0, reset_timeout_ms=1000, login_timeout_ms=1000, keep=0,
             discard_query=b"DISCARD ALL", keeps_copies=False, resets_parameters=True,
             drops_old_plans=False, query_timeout_s=0,
@@ -182,6 +182,32 @@ def test_no_reply_stays_behind_without_a_wake_up(house):
         while due:
             assert select.select([house.relay.event_fd], [], [], 5)[0], number
             due -= {token for _, token, _ in house.relay.poll()}
+
+
+def test_query_texts_nobody_takes_are_counted_and_those_before_them_are_whole():
+    house = House(log_query=True)
+    try:
+        client = house.client()
+        server, _ = house.server()
+        texts = [b"SELECT %04d %s\0" % (number, b"x" * 3000) for number in range(1000)]  # as a Query has them
+        for text in texts:
+            client.sendall(message(b"Q", text))
+            asked = b""
+            while len(asked) < 5 + len(text):
+                asked += server.recv(65536)
+            server.sendall(ANSWER)
+            assert client.recv(100) == ANSWER
+        lost = house.counters.process(ProcessWord.TEXT_EVENTS_LOST)
+        kept = [text for _, text, _ in house.relay.texts()]
+        assert kept == texts[: len(kept)]
+        assert 0 < len(kept) < len(texts) == len(kept) + lost
+        # there is room again
+        client.sendall(query("SELECT 1"))
+        assert server.recv(100) == query("SELECT 1")
+        assert [text for _, text, _ in house.relay.texts()] == [b"SELECT 1\0"]
+        assert house.counters.process(ProcessWord.TEXT_EVENTS_LOST) == lost
+    finally:
+        house.close()
 
 
 @pytest.mark.parametrize("size", [1_000, 100_000], ids=["in the kernel", "in the relay too"])
