@@ -5,7 +5,8 @@ and they do not count against the limits of pools. psycopg2 waits in the hub (``
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import gevent
@@ -56,7 +57,8 @@ class Queries:
     ) -> list[Row]:
         """The rows of ``sql``, whose ``$1`` and so on are ``arguments``. Yields. Raises QueryFailed.
 
-        ``timeout_ms`` is the limit of all: waiting for a connection, opening it, the query.
+        ``timeout_ms`` is the limit of the query; waiting for a connection and opening it have
+        ``auth_timeout_ms`` each.
         """
         home = self._homes.get((database, user))
         if home is None:
@@ -66,27 +68,20 @@ class Queries:
             if rule is None:
                 raise QueryFailed(f'there is no rule for database "{database}" and user "{user}"')
             home = self._homes[database, user] = _Home(self._config, self._resolver, rule, database, user)
-        timeout = gevent.Timeout(timeout_ms / 1000)
-        with timeout:
-            try:
-                with home.free:
-                    return home.rows(sql, arguments, timeout_ms)
-            except gevent.Timeout as expired:
-                if expired is not timeout:
-                    raise
-                raise QueryFailed(f"no answer within {timeout_ms} ms") from None
-            except psycopg2.Error as error:
-                raise QueryFailed(_text(error)) from None
-            except ServerFault as error:
-                raise QueryFailed(error.log_text()) from None
-        raise AssertionError("unreachable")
+        try:
+            return home.rows(sql, arguments, timeout_ms)
+        except psycopg2.Error as error:
+            raise QueryFailed(_text(error)) from None
+        except ServerFault as error:
+            raise QueryFailed(error.log_text()) from None
 
 
 class _Home:
     """The connections for one database and user."""
 
     def __init__(self, config: Config, resolver: Resolver, rule: Rule, database: str, user: str) -> None:
-        self.free = BoundedSemaphore(CONNECTIONS_MOST)
+        self._free = BoundedSemaphore(CONNECTIONS_MOST)
+        self._wait_ms = config.limits.auth_timeout_ms
         self._storage = config.storage[rule.storage]
         self._resolver = resolver
         self._database = rule.storage_db or database
@@ -97,20 +92,31 @@ class _Home:
         self._ticker: gevent.Greenlet | None = None
 
     def rows(self, sql: str, arguments: Sequence[str], timeout_ms: int) -> list[Row]:
-        while self._idle:
-            connection = self._idle.pop()
-            try:
-                return self._run(connection, sql, arguments)
-            except psycopg2.Error:
-                if not connection.is_closed:
-                    raise
-                # it died while nobody looked
-        return self._run(self._open(timeout_ms), sql, arguments)
+        """See Queries. Raises QueryFailed, psycopg2.Error, ServerFault."""
+        if not self._free.acquire(timeout=self._wait_ms / 1000):
+            raise QueryFailed(f"{CONNECTIONS_MOST} connections were busy for {self._wait_ms} ms")
+        try:
+            while self._idle:
+                connection = self._idle.pop()
+                try:
+                    return self._run(connection, sql, arguments, timeout_ms)
+                except psycopg2.Error:
+                    if not connection.is_closed:
+                        raise
+                    # it died while nobody looked
+            with _within(self._wait_ms, "no connection"):
+                connection = self._open(timeout_ms)
+            return self._run(connection, sql, arguments, timeout_ms)
+        finally:
+            self._free.release()
 
-    def _run(self, connection: "_Connection", sql: str, arguments: Sequence[str]) -> list[Row]:
+    def _run(
+        self, connection: "_Connection", sql: str, arguments: Sequence[str], timeout_ms: int
+    ) -> list[Row]:
         is_sound = False
         try:
-            rows = connection.rows(sql, arguments)
+            with _within(timeout_ms, "no answer"):
+                rows = connection.rows(sql, arguments)
             is_sound = True
             return rows
         except psycopg2.Error:
@@ -206,6 +212,19 @@ class _Connection:
             if cursor.description is None:
                 raise psycopg2.ProgrammingError("the query gives no rows")
             return [tuple(None if v is None else str(v) for v in row) for row in cursor.fetchall()]
+
+
+@contextmanager
+def _within(limit_ms: int, what: str) -> Iterator[None]:
+    """Raises QueryFailed, which names ``what``, if its body takes longer."""
+    timeout = gevent.Timeout(limit_ms / 1000)
+    with timeout:
+        try:
+            yield
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            raise QueryFailed(f"{what} within {limit_ms} ms") from None
 
 
 def _text(error: psycopg2.Error) -> str:

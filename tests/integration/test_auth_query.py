@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.harness import PASSWORD, Gpooler, Postgres, eventually
+from tests.harness import PASSWORD, FaultProxy, Gpooler, Postgres, eventually
 from tests.harness.client import ServerError, message, startup, text
 
 Factory = Callable[..., Gpooler]
@@ -265,6 +266,30 @@ def test_a_database_that_is_away_is_asked_again_when_it_is_back(
     postgres.start()
     with gpooler.connect("md5_user") as connection:
         assert connection.execute("SELECT current_user").fetchone() == ("md5_user",)
+
+
+def test_a_database_that_hangs_is_given_up(
+    postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], FaultProxy]
+) -> None:
+    proxy = fault_proxy(postgres.port)
+    limits = {"storage": {"postgres": {"port": proxy.port}}, "limits": {"auth_timeout_ms": 2000}}
+    gpooler = gpooler_factory(postgres, config={**config(), **limits, "performance": {"workers": 1}})
+    proxy.stall()
+    names = ["scram_user", "md5_user", "trust_user"]  # more than there are connections
+    with ExitStack() as stack:
+        clients = [stack.enter_context(gpooler.raw()) for _ in names]
+        for client, name in zip(clients, names, strict=True):
+            client.send(startup(name, "app"))
+        for client in clients:
+            (error,) = client.read_to_end()
+            assert (error.fields()["S"], error.fields()["C"]) == ("FATAL", "28000")
+    eventually(lambda: gpooler.log().count("(auth_query failed: no connection within 2000 ms") == 3)
+    proxy.resume()
+    gpooler.connect("md5_user").close()
+    # one that is open, and whose query gets no answer
+    proxy.stall()
+    assert refusal(gpooler, "scram_user") == f"gpooler: ID: {FAILED}"
+    eventually(lambda: "(auth_query failed: no answer within 500 ms" in gpooler.log())
 
 
 def test_a_user_made_after_a_refusal_gets_in_soon(
