@@ -6,18 +6,22 @@ stands still, hub and all, until it is told to go on. What the relay does meanwh
 Commands are read at every point and, as the hub comes by every BEAT_S, at the point ``beat``.
 
 Process: ``{"who", "pid"}`` once, ``{"reached", "detail"}``, ``{"answer"}``.
-Test: ``{"arm": point}``, ``{"go": true}``, ``{"hold_gil_ms": n}``, ``{"objects": true}``, ``{"ping": true}``.
+Test: ``{"arm": point}``, ``{"go": true}``, ``{"hold_gil": true}`` (until ``go``), ``{"objects": true}``,
+``{"ping": true}``.
 """
 
 import ctypes
 import gc
 import json
 import os
+import select
+import struct
 from socket import AF_UNIX, SOCK_SEQPACKET, socket  # bound before gevent patches: a halt stops the hub
 from typing import Any, Final
 
 VARIABLE: Final = "GPOOLER_DEBUG"
 BEAT_S: Final = 0.2
+_HOLD_MS: Final = 20_000  # if no word comes
 _MOST: Final = 4096  # bytes of one datagram
 
 
@@ -66,10 +70,12 @@ class _Control:
         if "arm" in command:
             self._armed.add(command["arm"])
             self._say({"answer": "armed"})
-        elif "hold_gil_ms" in command:
+        elif "hold_gil" in command:
             self._say({"answer": "held"})
-            # PyDLL calls C with the lock held
-            ctypes.PyDLL(None).usleep(int(command["hold_gil_ms"]) * 1000)
+            # PyDLL calls C with the lock held; struct pollfd: fd, events, revents
+            wanted = ctypes.create_string_buffer(struct.pack("ihh", self._fd, select.POLLIN, 0))
+            ctypes.PyDLL(None).poll(wanted, 1, _HOLD_MS)
+            self._read()
             self._say({"answer": "let go"})
         elif "objects" in command:
             gc.collect()

@@ -52,6 +52,8 @@ LIMITS: Final = {
     "number of values: 25P02 for 08P01)",
     "placeholders": "PostgreSQL itself never forgets the name of a setting of no module (mine.own): to the "
     "next client it is empty, no more unknown",
+    "doubt": "a Sync among the data of a COPY that fails: nobody can tell whether it is answered, and until "
+    "that is known nothing is put between the client's messages, so that a taken name is not refused",
     "reparse": "a prepared text with a literal whose meaning depends on a setting is parsed again",
 }
 
@@ -565,7 +567,12 @@ class Author:
         if chance.random() < 0.25:
             return [(parse(start), bind(), execute(), *parts, end, SYNC)]
         if self._has("odd") and chance.random() < 0.2:
-            parts.insert(chance.randrange(len(parts) + 1), chance.choice((FLUSH, SYNC)))
+            odd = chance.choice((FLUSH, SYNC))
+            if odd is SYNC and not self._has("doubt"):
+                fitting = chance.choice((b"1\tone\n", b"2\t\\N\n3\tthree\n", b"7\tmany\n" * 3000))
+                start, end = f"COPY t{lane} FROM STDIN", COPY_DONE
+                parts = [copy_data(fitting)] * chance.randrange(3)
+            parts.insert(chance.randrange(len(parts) + 1), odd)
         return [(query(start), *parts, end)]
 
     def _copy_out(self) -> list[Step]:

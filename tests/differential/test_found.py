@@ -9,7 +9,18 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.differential.play import play
-from tests.differential.program import SYNC, Part, Program, bind, describe, execute, parse, query
+from tests.differential.program import (
+    COPY_DONE,
+    SYNC,
+    Part,
+    Program,
+    bind,
+    copy_data,
+    describe,
+    execute,
+    parse,
+    query,
+)
 from tests.differential.stage import POOLED, SERVERS, Lane
 from tests.harness import Gpooler, Message, Postgres, RawClient
 from tests.harness import client as wire
@@ -186,6 +197,20 @@ def test_a_name_that_is_taken_is_refused_to_a_long_text(
             )
         ),
     )
+
+
+@pytest.mark.xfail(strict=True, reason="nobody can tell whether the Sync is answered")
+def test_a_name_that_is_taken_is_refused_behind_a_copy_that_failed_around_a_sync(
+    postgres: Postgres, pool: Gpooler
+) -> None:
+    program = Program(
+        (
+            (parse("SELECT 1", "one"), SYNC),
+            (query("COPY t0 FROM STDIN"), SYNC, copy_data(b"no number\tx\n"), COPY_DONE),
+            (parse("SELECT 2", "one"),),
+        )
+    )
+    assert_same(postgres, pool, program)
 
 
 @pytest.mark.parametrize("sql", ["DEALLOCATE one", "DEALLOCATE ALL", "DISCARD ALL"])

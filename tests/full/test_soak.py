@@ -76,7 +76,9 @@ class Blows:
         with self._weather.storm():
             pids = [each.pid for each in self._postgres.activity()]
             if pids:
-                self._postgres.terminate(self._random.choice(pids))
+                chosen = self._random.choice(pids)
+                self._postgres.terminate(chosen)
+                eventually(lambda: chosen not in [each.pid for each in self._postgres.activity()])
 
     def server_killed(self) -> None:
         """pg_stat_activity shows it until PostgreSQL has noticed; its successor may be there already."""

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -69,7 +69,14 @@ def test_ten_thousand_clients(postgres: Postgres, gpooler_factory: Factory) -> N
                 assert client.rows() == [[str(number)]]
             # and the console shows each
             with console(gpooler) as control:
-                shown = control.show("CLIENTS WHERE database = 'app'")
+
+                def all_workers_rows() -> list[dict[str, Any]]:
+                    control.notices.clear()
+                    rows = control.show("CLIENTS WHERE database = 'app'")
+                    assert not control.notices, "a worker was silent for too long"
+                    return rows
+
+                shown = eventually(all_workers_rows)
                 assert {(row["addr"], row["port"]) for row in shown} == {
                     client.socket.getsockname() for client in clients
                 }

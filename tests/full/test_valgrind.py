@@ -116,6 +116,7 @@ def test_memcheck_finds_nothing_in_our_code(postgres: Postgres, checked: Checked
             client.read_to_end()
         for each in postgres.activity()[:1]:
             postgres.terminate(each.pid)
+            eventually(lambda pid=each.pid: pid not in [one.pid for one in postgres.activity()])
     # some stay until the end
     with RawClient(checked.port).login() as idle, RawClient(checked.port).login() as busy:
         busy.query("BEGIN; SELECT 1")

@@ -17,6 +17,7 @@ import psutil
 import psycopg
 import toml
 
+from gpooler.process.context import Phase
 from gpooler.stats.registry import ProcessWord, RouteWord
 from gpooler.stats.shared import SharedCounters
 from tests.harness.client import SSL_REQUEST, RawClient
@@ -121,7 +122,7 @@ class Gpooler:
     # life
 
     def start(self) -> "Gpooler":
-        """Start and wait until every worker accepts."""
+        """Start and wait until every worker accepts and the master knows it."""
         with open(self.log_file, "ab") as log:
             run = [*command(), "run", "-c", str(self.config_file)]
             if self._is_forked:
@@ -135,6 +136,7 @@ class Gpooler:
         try:
             eventually(self._answers, within=20)
             eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
+            eventually(lambda: self.process_count(ProcessWord.PHASE) >= Phase.SERVING, within=20)
         except AssertionError as error:
             raise AssertionError(f"gpooler does not serve: {error}\n{self.tail()}") from None
         self.processes()

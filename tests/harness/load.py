@@ -116,8 +116,8 @@ class ServerWatch:
             row = connection.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
                 " AND application_name <> 'harness' AND usename IS NOT NULL"
-                # a connection of our own has no name for a moment
-                " AND NOT (application_name = '' AND backend_start > clock_timestamp() - interval '20 ms')"
+                # a connection of our own has neither name nor state for a moment
+                " AND NOT (application_name = '' AND state IS NULL)"
             ).fetchone()
             self.most = max(self.most, row[0] if row else 0)
             self.looks += 1

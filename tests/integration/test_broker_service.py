@@ -220,7 +220,8 @@ def test_a_dead_workers_server_is_cancelled_and_its_slot_free_when_it_is_gone(ho
     assert ours.fileno() == -1
 
 
-def test_a_dead_workers_idle_server_needs_no_cancel(house):
+def test_a_dead_workers_idle_server_needs_no_cancel(house, monkeypatch):
+    monkeypatch.setattr("gpooler.broker.burial._SHORT_S", 5.0)
     first, second = house.add_worker(1), house.add_worker(2)
     route_id = first.open_route()
     second.open_route()

@@ -12,6 +12,7 @@ import pytest
 from gpooler.errors import ConfigurationError
 from gpooler.net.listen import Listener, ListenSpec, bind_listeners
 from gpooler.net.tcp import TcpSettings
+from tests.harness import free_port
 
 
 @pytest.fixture
@@ -56,9 +57,7 @@ def test_no_keepalive_means_no_option() -> None:
 
 
 def test_star_is_every_address_of_both_families(opened: list[Listener]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     opened += bind_listeners([ListenSpec(0, "*", port, 5)])
     assert opened[0].name == f"0.0.0.0:{port}"
     socket.create_connection(("127.0.0.1", port)).close()
@@ -84,9 +83,7 @@ def test_a_port_in_use_is_an_error_that_leaves_nothing_open() -> None:
 
 
 def test_two_tables_with_one_address_are_named_as_the_cause() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(ConfigurationError, match=r"by another \[\[listen\]\]"):
         bind_listeners([ListenSpec(0, "127.0.0.1", port, 5), ListenSpec(1, "127.0.0.1", port, 5)])
 

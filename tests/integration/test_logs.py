@@ -218,16 +218,15 @@ def erring(postgres: Postgres, gpooler_factory: Factory, **options: Any) -> Gpoo
         config={
             **JSON,
             "storage": {"nobody": {"type": "remote", "host": "127.0.0.1", "port": free_port()}},
-            "limits": {"backend_connect_timeout_ms": 500},
             "database": {
                 "default": None,
                 "secret": rule(authentication="clear_text", password="right", **options),
                 "closed": rule(authentication="block", **options),
                 "one": rule(client_max=1, **options),
-                "narrow": rule(pool_timeout=50, **options),
+                "narrow": rule(pool_timeout=1000, **options),
                 "statements": rule(pool="statement", **options),
                 "patient": rule(**options),
-                "nobody": rule(storage="nobody", pool_timeout=1000, **options),
+                "nobody": rule(storage="nobody", **options),
             },
         },
     )
@@ -276,7 +275,9 @@ def test_a_server_that_breaks_off_is_told_with_the_ids_of_both(
     postgres: Postgres, gpooler_factory: Factory, fault_proxy: Callable[[int], FaultProxy]
 ) -> None:
     proxy = fault_proxy(postgres.port)
-    gpooler = gpooler_factory(postgres, config={**JSON, "storage": {"postgres": {"port": proxy.port}}})
+    gpooler = gpooler_factory(
+        postgres, rule={"pool_size": 1}, config={**JSON, "storage": {"postgres": {"port": proxy.port}}}
+    )
     with gpooler.raw() as client:
         client.login()
         client.send(query("SELECT pg_sleep(60)"))

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 
-from gpooler.stats.registry import ProcessWord
+from gpooler.stats.registry import ProcessWord, RouteWord
 from tests.harness import FaultProxy, Gpooler, Postgres, RawClient, eventually, free_port
 from tests.harness.client import SYNC, ServerError, bind, cancel_request, execute, parse, query, startup
 from tests.harness.scrape import Scraped, Scraper
@@ -114,7 +114,7 @@ def test_servers_being_opened_and_closed(
     fault_proxy: Callable[[int], FaultProxy],
 ) -> None:
     proxy = fault_proxy(postgres.port)
-    gpooler, scraper = measured(proxy.port, pool_ttl=1)
+    gpooler, scraper = measured(proxy.port, pool_size=1)
     proxy.stall("down")
     with gpooler.raw() as client:
         client.send(startup("trust_user", "app"))
@@ -127,6 +127,7 @@ def test_servers_being_opened_and_closed(
     (backend,) = postgres.activity()
     postgres.freeze(backend.pid)
     try:
+        gpooler.reload(rule={"pool_ttl": 1})
         settled(scraper, closing_servers=1, idle_servers=0)
     finally:
         postgres.thaw(backend.pid)
@@ -190,7 +191,7 @@ def test_work_is_counted(measured: Callable[..., tuple[Gpooler, Scraper]], postg
 def test_errors_and_ends_are_counted_by_reason(
     measured: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
 ) -> None:
-    gpooler, scraper = measured(pool_timeout=2000)
+    gpooler, scraper = measured(pool_timeout=5000)
 
     def told(kind: str, reason: str, count: int) -> None:
         eventually(lambda: scraper.route(f"{kind}_total", reason=reason) == count, within=15)
@@ -203,7 +204,7 @@ def test_errors_and_ends_are_counted_by_reason(
         eventually(lambda: "active" in [backend.state for backend in postgres.activity()])
         with gpooler.raw().login() as waiting:
             waiting.send(query("SELECT 1"))
-            eventually(lambda: scraper.route("waiting_clients") == 1)
+            eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
             with gpooler.raw() as canceller:
                 canceller.send(cancel_request(waiting.pid, waiting.key))
                 with pytest.raises(ServerError, match="canceling"):
@@ -224,8 +225,8 @@ def test_errors_and_ends_are_counted_by_reason(
     told("ends", "client_terminated", 3)
     with gpooler.raw().login() as client:
         client.query("BEGIN")
-        (pid,) = [each.pid for each in postgres.activity() if each.state == "idle in transaction"]
-        postgres.terminate(pid)
+        ((pid,),) = client.query("SELECT pg_backend_pid()")
+        postgres.terminate(int(pid or 0))
         client.read_to_end()
     told("errors", "server_lost", 2)  # the server, and its client
     with gpooler.raw() as client:

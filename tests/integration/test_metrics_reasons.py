@@ -99,6 +99,7 @@ def leave_dirty(clients: list[RawClient], control: Console) -> int:
 
 
 def servers_of_each(clients: list[RawClient]) -> int:
+    """As many servers as there are clients, which are no fewer than the pool has room for."""
     for client in clients:
         client.query("BEGIN")
     for client in clients:
@@ -107,7 +108,7 @@ def servers_of_each(clients: list[RawClient]) -> int:
 
 
 def reconnect(clients: list[RawClient], control: Console) -> int:
-    count = servers_of_each(clients[:6])
+    count = servers_of_each(clients[:4])
     control.connection.execute("RECONNECT app")
     return count
 
@@ -123,7 +124,7 @@ CASES = [
     Case(Reason.CLIENT_IDLE_IN_TRANSACTION, each("BEGIN"), {"pool_idle_in_transaction_timeout": 1}),
     Case(Reason.CLIENT_QUERY_TIMEOUT, each("SELECT pg_sleep(60)"), {"query_timeout": 1}),
     Case(Reason.CLIENT_TRANSACTION_TIMEOUT, each("BEGIN", "SELECT 1"), {"transaction_timeout": 1}),
-    Case(Reason.CLIENT_STALLED, sends(LONG), listener={"client_login_timeout": 1000}),
+    Case(Reason.CLIENT_STALLED, sends(LONG), listener={"client_login_timeout": 3000}),
     Case(Reason.STATEMENT_POOL, each("BEGIN"), {"pool": "statement"}),
     Case(Reason.SESSION_STATE, each("LISTEN x"), {"session_state": "refuse"}),
     Case(Reason.TARGET_INVALID, each(SET + "'nearest'"), config=VIRTUAL),
@@ -131,7 +132,7 @@ CASES = [
     Case(Reason.VIRTUAL_UNCLEAR, each("SHOW odyssey.target_session_attrs; SELECT 1"), config=VIRTUAL),
     Case(Reason.SERVER_DIRTY_END, leave_in_copy),
     Case(Reason.SERVER_RESET_FAILED, leave_dirty, {"pool_discard_query": "SELECT 1/0"}),
-    Case(Reason.SERVER_OBSOLETE, reconnect),
+    Case(Reason.SERVER_OBSOLETE, reconnect, {"pool_size": 4}),
 ]
 
 
@@ -161,13 +162,14 @@ def test_a_reason_is_counted_as_often_as_it_happens(
 def test_a_reset_that_takes_too_long(
     make: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
 ) -> None:
-    gpooler, scraper = make({"pool_size": 1, "pool_reset_timeout_ms": 300, "pool_discard": True})
+    gpooler, scraper = make({"pool_size": 1, "pool_reset_timeout_ms": 60_000, "pool_discard": True})
     with gpooler.raw().login() as client:
         client.query("SELECT 1")
     eventually(lambda: scraper.route("resets_total") == 1)
     client = gpooler.raw().login()
     pid = int(client.query("SELECT pg_backend_pid()")[0][0] or 0)
     client.query("BEGIN")
+    gpooler.reload(rule={"pool_reset_timeout_ms": 300})
     postgres.freeze(pid)
     try:
         client.close()
@@ -217,9 +219,9 @@ def test_servers_of_replication_end_with_their_clients(
 def test_a_smaller_pool_has_servers_recalled(
     make: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
 ) -> None:
-    gpooler, scraper = make({"pool_size": 6})
+    gpooler, scraper = make({"pool_size": 4})
     with ExitStack() as stack:
-        count = servers_of_each(spread(gpooler, stack, 4)[:6])
+        count = servers_of_each(spread(gpooler, stack, 4)[:4])
         assert len(postgres.activity()) == count
         gpooler.reload(rule={"pool_size": 2})
         wanted = count - 2

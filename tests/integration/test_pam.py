@@ -178,10 +178,10 @@ def test_a_module_that_hangs_is_given_up(
     postgres: Postgres, gpooler_factory: Factory, service: Make, directory: Path
 ) -> None:
     name = service(*exec_lines(directory))
-    limits = {"limits": {"auth_threads": 2, "auth_timeout_ms": 1000}}
+    limits = {"limits": {"auth_threads": 2, "auth_timeout_ms": 4000}}
     gpooler = gpooler_factory(postgres, rule=pam_rule(name), config=limits)
     assert refusal(gpooler, "slow", "whatever") == FAILED
-    eventually(lambda: f'PAM service "{name}": no answer within 1000 ms' in gpooler.log())
+    eventually(lambda: f'PAM service "{name}": no answer within 4000 ms' in gpooler.log())
     gpooler.connect("alice", password="open sesame").close()  # by the other thread
     with open(directory / "gate", "w") as gate:
         gate.write("go\n")

@@ -51,7 +51,7 @@ def test_clients_that_differ_share_one_server(postgres: Postgres, gpooler_factor
             assert client.parameters == parameters
     assert settings(clients[-1], "my.custom") == ["value 'quoted'"]
     assert clients[0].query("SELECT current_setting('my.custom', true)") in ([[None]], [[""]])
-    assert len(postgres.activity()) == 1
+    eventually(lambda: len(postgres.activity()) == 1)  # the direct ones end in their own time
     for client in clients:
         client.terminate()
 

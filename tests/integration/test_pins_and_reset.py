@@ -212,11 +212,14 @@ def test_pool_cancel_no_lets_the_query_end_and_closes_the_server(
     """The slot is free when PostgreSQL's process is gone, not when we closed."""
     gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_cancel": False})
     start = len(postgres.log())
-    with gpooler.raw() as client:
-        client.login()
-        client.send(query("SELECT pg_sleep(1)"))
-        eventually(lambda: [row.state for row in postgres.activity()] == ["active"])
-        (row,) = postgres.activity()
+    with postgres.connect("app") as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        with gpooler.raw() as client:
+            client.login()
+            client.send(query("SELECT pg_advisory_xact_lock(1)"))
+            eventually(lambda: [row.state for row in postgres.activity()] == ["active"])
+            (row,) = postgres.activity()
+        eventually(lambda: gpooler.route_count(RouteWord.SERVERS_CLOSING) == 1)
     with gpooler.raw() as client:
         client.login()
         assert pid_of(client) != row.pid

@@ -124,7 +124,7 @@ def test_the_whole_pool_can_be_used_at_once_from_several_workers(
 def test_a_wait_that_is_too_long_says_pool_size_and_the_queue_of_all_workers(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 2, "pool_timeout": 1000}, config=workers(2))
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 2, "pool_timeout": 4000}, config=workers(2))
     with ExitStack() as stack:
         clients = clients_on(gpooler, {1: 3, 2: 3}, stack)
         holders = [clients[number][0] for number in (1, 2)]
@@ -132,10 +132,11 @@ def test_a_wait_that_is_too_long_says_pool_size_and_the_queue_of_all_workers(
             begin(client)
         waiting = [client for number in (1, 2) for client in clients[number][1:]]
         waiting[0].send(query("SELECT 1"))
-        holders[0].query("SELECT pg_sleep(0.5)")
+        holders[0].query("SELECT pg_sleep(2)")
         for client in waiting[1:]:  # they still wait when the first one gives up
             client.send(query("SELECT 1"))
-        text = "no server was free within 1000 ms: pool size 2, queue length "
+        eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 4)
+        text = "no server was free within 4000 ms: pool size 2, queue length "
         for client in waiting:
             error = client.read_to_end()[-1].fields()
             assert (error["S"], error["C"]) == ("FATAL", "53300")
@@ -146,7 +147,7 @@ def test_a_wait_that_is_too_long_says_pool_size_and_the_queue_of_all_workers(
 
 
 def test_each_wait_has_its_own_pool_timeout(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_timeout": 1500})
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_timeout": 3000})
     with gpooler.raw() as holder, gpooler.raw() as waiting:
         holder.login()
         waiting.login()
@@ -154,7 +155,7 @@ def test_each_wait_has_its_own_pool_timeout(postgres: Postgres, gpooler_factory:
             begin(holder)
             waiting.send(query(f"SELECT {number}"))
             eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
-            holder.query("SELECT pg_sleep(0.5)")
+            holder.query("SELECT pg_sleep(1)")
             holder.query("COMMIT")
             assert waiting.rows() == [[str(number)]]
 
@@ -265,7 +266,7 @@ def test_a_parked_server_of_another_rule_makes_room(
 
 
 def test_a_server_in_use_is_not_evicted(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = shared_pool(gpooler_factory, postgres, 1, pool_timeout=1000)
+    gpooler = shared_pool(gpooler_factory, postgres, 1, pool_timeout=3000)
     with gpooler.raw() as holder, gpooler.raw() as other:
         holder.login("postgres")
         pid = begin(holder)

@@ -271,7 +271,7 @@ def test_a_server_from_another_worker_may_have_statements(
         with pool.raw(timeout=30).login() as client:
             client.send(parse("SELECT 'all'", "all") + parse(f"SELECT '{seed}'", "own") + SYNC)
             assert kinds(client) == "11Z"
-            while not stop.is_set():
+            while not done or not stop.is_set():
                 client.send(run("all") + run("own"))
                 assert client.rows() == [["all"]]
                 assert client.rows() == [[str(seed)]]
