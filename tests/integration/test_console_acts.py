@@ -59,7 +59,8 @@ def test_pause_waits_until_servers_are_gone_and_clients_wait_until_resume(
             client.query("SELECT 1")
         clients[0].query("BEGIN")
         with in_background(pool, "PAUSE app") as paused, console(pool) as control:
-            eventually(lambda: control.show("DATABASES WHERE name = 'app' AND paused = 1"))
+            assert eventually(lambda: 'database "app" is paused' in pool.log())  # in all workers
+            assert control.show("DATABASES WHERE name = 'app' AND paused = 1")
             clients[1].send(query("SELECT 2"))
             eventually(lambda: pool.route_count(RouteWord.CLIENTS_WAITING) == 1)
             assert not paused.is_set()
