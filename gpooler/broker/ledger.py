@@ -49,10 +49,11 @@ SETTLE_US: Final = 1_000_000  # after a rebuild: servers that nobody reported ar
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Clients of one route in one worker, as its counters say."""
+    """Clients and servers of one route in one worker, as its counters say."""
 
     waiting: int
     active: int
+    servers: int  # that its relay has: attached, being reset, parked
 
 
 _SlotMessage = Connected | Opened | OpenFailed | Declined | Returned | Closing | Closed
@@ -214,7 +215,7 @@ class Ledger:
             route = self._book.routes.get(route_id)
             holding = route.holdings.get(worker) if route is not None else None
             if holding is not None:
-                holding.observe(seen.waiting, seen.active, now_us)
+                holding.observe(seen.waiting, seen.active, seen.servers, now_us)
         is_round = self._is_round(now_us)
         for route in due:
             self._book.looked_at(route)

@@ -280,7 +280,9 @@ class BrokerService:
                 if counters is not None:
                     waiting = counters.route(route_id, RouteWord.CLIENTS_WAITING)
                     active = counters.route(route_id, RouteWord.CLIENTS_ACTIVE)
-                    demand[worker, route_id] = Demand(waiting, active)
+                    idle = counters.route(route_id, RouteWord.SERVERS_IDLE)
+                    servers = idle + counters.route(route_id, RouteWord.SERVERS_ACTIVE)
+                    demand[worker, route_id] = Demand(waiting, active, servers)
         return demand
 
     # --- greenlets --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from gpooler.broker.shares import (
 )
 from gpooler.broker.slots import Holding, Route, Slot, SlotState
 
-ARRIVAL_US: Final = 2_000  # what a server takes to reach its new worker and the counters to show it
+ARRIVAL_US: Final = 2_000  # what a server takes to reach its new worker, while nobody looks at its counters
 
 _Urgency = tuple[bool, bool, int, int]
 _Wish = tuple[_Urgency, int, Route, Holding]  # the number keeps equals in order

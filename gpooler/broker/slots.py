@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from gpooler.broker.messages import Recall, ServerState, WorkerId
 
 MEMORY_US: Final = 100_000  # over which the demand is smoothed
+SHOWN_US: Final = 1_000_000  # a server that the counters do not show for so long is not on its way
 
 
 class RouteKey(NamedTuple):
@@ -130,22 +131,25 @@ class Holding:
         """Slots that serve or soon will."""
         return len(self.opening) + len(self.leased)
 
-    def arriving(self, now_us: int) -> int:
-        """Servers on their way to clients that still wait."""
-        return len(self.opening) + sum(slot.arrives_us > now_us for slot in self.leased.values())
-
     def wait_for(self, waiting: int, now_us: int) -> None:
-        """So many clients wait."""
-        self.waiting = waiting
-        self.unmet = max(0, waiting - self.arriving(now_us)) if self.want else 0
+        """So many clients wait, as the worker says."""
+        self._wait_for(waiting, sum(slot.arrives_us > now_us for slot in self.leased.values()))
 
-    def observe(self, waiting: int, active: int, now_us: int) -> None:
+    def _wait_for(self, waiting: int, arriving: int) -> None:
+        """``arriving``: servers that are open, and on their way to clients that still wait."""
+        self.waiting = waiting
+        self.unmet = max(0, waiting - len(self.opening) - arriving) if self.want else 0
+
+    def observe(self, waiting: int, active: int, servers: int, now_us: int) -> None:
         """Take in what the worker's counters say.
+
+        A server that they do not show is on its way, or has just left, of which the worker will tell.
 
         One look tells little: which process just had its turn on the processor decides who seems idle. So
         the demand is the mean of what was seen lately; after a pause the newest look counts alone.
         """
-        self.wait_for(waiting, now_us)
+        new = sum(slot.since_us + SHOWN_US > now_us for slot in self.leased.values())
+        self._wait_for(waiting, min(new, max(0, len(self.leased) - servers)))
         self.active = active
         weight = 1 - exp((self.observed_us - now_us) / MEMORY_US)
         self.demand += (waiting + active - self.demand) * weight

@@ -379,7 +379,7 @@ class Broker:
             for worker in self.workers.values():
                 pool = worker.pools.get(key)
                 if pool is not None:
-                    demand[worker.id, route_id] = Demand(len(pool.queue), pool.active)
+                    demand[worker.id, route_id] = Demand(len(pool.queue), pool.active, pool.living)
         self.apply(self.ledger.tick(self.world.now, demand))
 
 

@@ -33,7 +33,7 @@ from gpooler.broker.messages import (
     WorkerId,
 )
 from gpooler.broker.shares import EVICTION_PROTECTION_US, PROTECTION_US
-from gpooler.broker.slots import LedgerError, RouteKey, SlotName, SlotState
+from gpooler.broker.slots import SHOWN_US, LedgerError, RouteKey, SlotName, SlotState
 
 A, B, C = WorkerId(1, 1), WorkerId(2, 2), WorkerId(3, 3)
 STATE = ServerState("s1", 7, "aabb", "/s", {}, {}, 0, 0, 0)
@@ -69,7 +69,11 @@ class Desk:
     def tick(self, after_us=0):
         self.now += after_us
         due = self.ledger.due(self.now)
-        demand = {at: seen for at, seen in self.demand.items() if at[1] in due}
+        demand = {
+            (worker, route_id): self.seen(worker, route_id)
+            for worker, route_id in self.demand
+            if route_id in due
+        }
         acts = self.ledger.tick(self.now, demand)
         self.ledger.check()
         return acts
@@ -78,8 +82,15 @@ class Desk:
         for worker in workers:
             self.say(worker, OpenRoute(1, rule, "d", "u", False))
 
-    def see(self, worker, waiting, active, route_id=ROUTE):
-        self.demand[worker, route_id] = Demand(waiting, active)
+    def see(self, worker, waiting, active, route_id=ROUTE, missing=0):
+        """What the counters say from now on; they show all servers but so many."""
+        self.demand[worker, route_id] = waiting, active, missing
+
+    def seen(self, worker, route_id):
+        waiting, active, missing = self.demand[worker, route_id]
+        holding = self.ledger.routes[route_id].holdings.get(worker)
+        servers = len(holding.leased) if holding else 0
+        return Demand(waiting, active, servers - missing)
 
     def lease(self, worker, count=1):
         """Have ``worker`` open servers; returns (slot, generation) of each."""
@@ -610,6 +621,33 @@ def test_an_idle_server_of_another_route_is_evicted_under_a_shared_cap():
     assert (recall.route_id, recall.count, recall.is_eviction) == (ROUTE, 1, True)
     desk.say(A, Closing(ROUTE, slot, generation))
     assert targets(desk.say(A, Closed(ROUTE, slot, generation)), GrantOpen) == [B]
+
+
+def test_a_server_is_on_its_way_until_the_counters_show_it():
+    """The relay may get no turn for many milliseconds: its client needs no second one."""
+    desk = Desk({"r": limits(3)})
+    desk.open_routes(A)
+    (grant,) = sent(desk.say(A, Want(ROUTE, 1)), GrantOpen)
+    at = (ROUTE, grant.slot, grant.generation)
+    desk.say(A, Connected(*at, "/s"))
+    desk.say(A, Opened(*at, STATE))
+    desk.see(A, 1, 0, missing=1)
+    for _ in range(10):
+        assert sent(desk.tick(ROUND_US), GrantOpen) == []
+    desk.see(A, 2, 0, missing=1)
+    assert len(sent(desk.tick(ROUND_US), GrantOpen)) == 1
+    desk.see(A, 2, 1)
+    assert len(sent(desk.tick(ROUND_US), GrantOpen)) == 1
+
+
+def test_a_server_that_never_shows_keeps_nobody_waiting():
+    desk = Desk({"r": limits(2)})
+    desk.open_routes(A)
+    desk.lease(A)
+    desk.say(A, Want(ROUTE, 1))
+    desk.see(A, 1, 0, missing=1)
+    assert sent(desk.tick(ROUND_US), GrantOpen) == []
+    assert len(sent(desk.tick(SHOWN_US), GrantOpen)) == 1
 
 
 def replicating_desk(pool_size):
