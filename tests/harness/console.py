@@ -12,8 +12,11 @@ from psycopg.rows import dict_row
 from tests.harness.client import RawClient
 from tests.harness.gpooler import Gpooler
 from tests.harness.postgres import PASSWORD
+from tests.harness.tools import eventually
 
 Row = dict[str, Any]
+
+SILENT: Final = "did not answer"  # part of a notice
 
 # Laid over a basic configuration: two workers, and the users of the database pgbouncer.
 CONSOLE: Final[dict[str, Any]] = {
@@ -49,7 +52,10 @@ CONSOLE: Final[dict[str, Any]] = {
 
 
 class Console:
-    """A connection to the console of some worker. ``notices`` are texts, ``port`` is its own."""
+    """A connection to the console of some worker. ``port`` is its own.
+
+    ``notices`` are texts, those since ``show`` asked last.
+    """
 
     def __init__(self, pool: Gpooler) -> None:
         self.connection = psycopg.connect(
@@ -60,9 +66,20 @@ class Console:
         self.notices: list[str] = []
         self.connection.add_notice_handler(lambda notice: self.notices.append(notice.message_primary or ""))
 
-    def show(self, table: str) -> list[Row]:
-        """The rows of a table; conditions may follow its name."""
-        return self.connection.execute(f"SHOW {table}").fetchall()  # type: ignore[call-overload, no-any-return]
+    def show(self, table: str, *, is_whole: bool = True) -> list[Row]:
+        """The rows of a table; conditions may follow its name.
+
+        Asked for again while rows are missing because a process was silent for too long, unless ``is_whole``
+        is False.
+        """
+
+        def answer() -> tuple[list[Row]]:
+            self.notices.clear()
+            rows = self.connection.execute(f"SHOW {table}").fetchall()  # type: ignore[call-overload]
+            assert not (is_whole and any(SILENT in notice for notice in self.notices)), self.notices
+            return (rows,)  # true when there are none, too
+
+        return eventually(answer)[0]
 
     def one(self, table: str) -> Row:
         """Its one row."""

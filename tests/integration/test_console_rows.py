@@ -141,11 +141,12 @@ def test_totals_do_not_go_back_when_a_worker_dies(make: Callable[..., Gpooler]) 
 
 
 def test_errors_are_counted_by_reason(make: Callable[..., Gpooler]) -> None:
-    pool = make({"pool_size": 1, "pool_timeout": 200})
+    pool = make({"pool_size": 1})
     with pool.raw() as holder, pool.raw() as waiter, console(pool) as control:
         holder.login()
         waiter.login()
         holder.query("BEGIN")
+        pool.reload(rule={"pool_timeout": 200})
         waiter.send(query("SELECT 1"))
         waiter.read_to_end()
         timeouts = "ERRORS WHERE error_type = 'client_pool_timeout'"
