@@ -1,5 +1,6 @@
 """A TCP proxy between two real parts that stalls, cuts, delays or resets at a chosen moment."""
 
+import math
 import socket
 import struct
 import threading
@@ -56,7 +57,7 @@ class FaultProxy:
         self._lanes: dict[Direction, _Lane] = {"up": _Lane(), "down": _Lane()}
         self._links: list[_Link] = []
         self._closed = False
-        self._refusing = False
+        self._refusals = 0.0
         self._listener = socket.create_server((self.host, self.port))
         self._acceptor = threading.Thread(target=self._accept, daemon=True, name="fault-proxy")
         self._acceptor.start()
@@ -89,10 +90,10 @@ class FaultProxy:
             for link in self._links:
                 (link.server if direction == "up" else link.client).sendall(data)
 
-    def refuse(self, refusing: bool = True) -> None:
-        """Close new connections at once."""
+    def refuse(self, count: float = math.inf) -> None:
+        """Close the next so many connections at once."""
         with self._changed:
-            self._refusing = refusing
+            self._refusals = count
 
     def reset(self) -> None:
         """Break all connections with RST."""
@@ -146,8 +147,9 @@ class FaultProxy:
             except OSError:
                 return
             with self._changed:
-                refusing = self._refusing or self._closed
-            if refusing:
+                is_refused = self._refusals > 0 or self._closed
+                self._refusals -= is_refused
+            if is_refused:
                 client.close()
                 continue
             try:

@@ -154,9 +154,15 @@ def test_proxy_resets_both_sides(postgres: Postgres, fault_proxy: Callable[[int]
 
 def test_proxy_refuses_new_connections(postgres: Postgres, fault_proxy: Callable[[int], FaultProxy]) -> None:
     proxy = fault_proxy(postgres.port)
-    proxy.refuse()
+    proxy.refuse(1)
     with RawClient(proxy.port) as client:
         assert client.read_to_end() == []
+    with RawClient(proxy.port) as client:
+        assert client.login().query("SELECT 1") == [["1"]]
+    proxy.refuse()
+    for _ in range(2):
+        with RawClient(proxy.port) as client:
+            assert client.read_to_end() == []
 
 
 def test_gpooler_shows_its_processes_and_leaves_none(
