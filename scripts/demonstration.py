@@ -11,6 +11,7 @@ from typing import Final
 import psycopg
 
 from tests.harness import Gpooler, Postgres, free_port
+from tests.harness.tools import reserve
 
 USUAL_PORT: Final = 6432
 CLIENTS: Final = 100
@@ -60,7 +61,7 @@ def choose_port() -> int:
             probe.bind(("127.0.0.1", USUAL_PORT))
         except OSError:
             return free_port()
-    return USUAL_PORT
+    return USUAL_PORT if reserve(USUAL_PORT) else free_port()
 
 
 def crowd(gpooler: Gpooler) -> set[int]:

@@ -59,22 +59,32 @@ def free_port() -> int:
     """
     for _ in range(1000):
         port = _random.randint(LOWEST_PORT, HIGHEST_PORT)
-        reservation = socket.socket(socket.AF_UNIX)
+        if not reserve(port):
+            continue
         try:
-            reservation.bind(f"\0gpooler-test-port-{port}")  # the kernel frees it when this process ends
             for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
                 with socket.socket(family, socket.SOCK_STREAM) as probe:
                     if family == socket.AF_INET6:
                         probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     probe.bind((host, port))
         except OSError:
-            reservation.close()
             continue
-        if len(_reserved) == _reserved.maxlen:
-            os.close(_reserved[0])
-        _reserved.append(reservation.detach())
         return port
     raise RuntimeError("no free port found")
+
+
+def reserve(port: int) -> bool:
+    """Keep other test runs from picking a port as long as this process lives; False: one of them has it."""
+    reservation = socket.socket(socket.AF_UNIX)
+    try:
+        reservation.bind(f"\0gpooler-test-port-{port}")  # the kernel frees it when this process ends
+    except OSError:
+        reservation.close()
+        return False
+    if len(_reserved) == _reserved.maxlen:
+        os.close(_reserved[0])
+    _reserved.append(reservation.detach())
+    return True
 
 
 @contextmanager
