@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from itertools import product
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -30,6 +31,10 @@ TRANSPORTS = ["tcp", "unix"]
 WAYS = ["fin", "rst"]
 # Long enough that a test which waited for it would fail.
 LONG = "SELECT pg_sleep(60)"
+# However long a part of it takes: a server that is not reset in time is closed.
+RULE: Final[dict[str, Any]] = {"pool_size": 1, "pool_reset_timeout_ms": 60_000}
+# Of a client that has said FIN or Terminate a query is cancelled when half of this is over.
+BRIEF = {"pool_reset_timeout_ms": 3000}
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -41,13 +46,13 @@ def pool(
     listen = [{"host": "127.0.0.1", "port": port}]
     gpooler: Gpooler
     if request.param == "tcp":
-        gpooler = gpooler_factory(postgres, rule={"pool_size": 1}, config={"listen": listen}, port=port)
+        gpooler = gpooler_factory(postgres, rule=RULE, config={"listen": listen}, port=port)
         return gpooler, lambda: gpooler.raw().login()
     directory = str(postgres.directory)
     unix_port = free_port()
     gpooler = gpooler_factory(
         postgres,
-        rule={"pool_size": 1},
+        rule=RULE,
         config={
             "listen": [*listen, {"port": unix_port}],
             "service": {"unix_socket_dir": directory, "unix_socket_mode": "0777"},
@@ -86,7 +91,8 @@ def runs(postgres: Postgres, text: str) -> Callable[[], bool]:
 
 
 def test_a_query_whose_client_is_gone_is_cancelled(postgres: Postgres, pool: Pool) -> None:
-    _gpooler, connect = pool
+    gpooler, connect = pool
+    gpooler.reload(rule=BRIEF)
     for way in WAYS:
         client = connect()
         pid = pid_of(client)
@@ -162,7 +168,8 @@ def test_a_client_gone_in_a_transaction_is_rolled_back(postgres: Postgres, pool:
 
 
 def test_a_query_in_a_transaction_is_cancelled_and_rolled_back(postgres: Postgres, pool: Pool) -> None:
-    _gpooler, connect = pool
+    gpooler, connect = pool
+    gpooler.reload(rule=BRIEF)
     for way in WAYS:
         client = connect()
         client.query("BEGIN")
@@ -284,7 +291,7 @@ def test_a_waiting_client_that_goes_leaves_the_queue(postgres: Postgres, pool: P
 def test_a_client_that_goes_while_it_waits_at_login_leaves_the_queue(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool": "session", "pool_size": 1})
+    gpooler = gpooler_factory(postgres, rule={**RULE, "pool": "session"})
     for way in WAYS:
         with gpooler.raw() as first:
             first.login()
@@ -359,7 +366,8 @@ def test_terminate_right_behind_a_query_commits_it(postgres: Postgres, pool: Poo
 def test_terminate_behind_a_long_query_does_not_keep_the_server_for_ever(
     postgres: Postgres, pool: Pool, has_sync: bool
 ) -> None:
-    _gpooler, connect = pool
+    gpooler, connect = pool
+    gpooler.reload(rule={"pool_reset_timeout_ms": 1000})
     for request in (query(LONG), parse(LONG) + bind() + execute() + SYNC * has_sync):
         client = connect()
         client.send(request)
@@ -392,7 +400,7 @@ def test_a_message_left_unfinished_on_a_server_is_given_up(
     gpooler = gpooler_factory(
         postgres,
         rule={"pool_size": 1},
-        config={"listen": [{"host": "127.0.0.1", "port": port, "client_login_timeout": 1000}]},
+        config={"listen": [{"host": "127.0.0.1", "port": port, "client_login_timeout": 3000}]},
         port=port,
     )
     with gpooler.raw() as staller, gpooler.raw() as other:
