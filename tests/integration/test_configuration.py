@@ -46,7 +46,7 @@ workers = 2
 
 @pytest.fixture
 def demo_port() -> Iterator[int]:
-    """The port of the demo, for one test run at a time."""
+    """The port of the demo, for one test run at a time: asked for before gpooler_factory, let go after it."""
     with (Path(tempfile.gettempdir()) / f"gpooler-test-{DEMO_PORT}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield DEMO_PORT
@@ -71,7 +71,7 @@ def demo(postgres: Postgres) -> str:
 
 
 def test_the_demo_everybody_copies_runs_as_it_is_written(
-    postgres: Postgres, gpooler_factory: Factory, demo_port: int
+    postgres: Postgres, demo_port: int, gpooler_factory: Factory
 ) -> None:
     gpooler = gpooler_factory(postgres, text=demo(postgres), port=demo_port)
     with psycopg.connect(
@@ -89,7 +89,7 @@ def test_the_demo_everybody_copies_runs_as_it_is_written(
 
 
 def test_the_demo_has_30_servers_and_a_wait_of_4_seconds(
-    postgres: Postgres, gpooler_factory: Factory, demo_port: int
+    postgres: Postgres, demo_port: int, gpooler_factory: Factory
 ) -> None:
     gpooler = gpooler_factory(postgres, text=demo(postgres), port=demo_port)
     clients = [gpooler.raw() for _ in range(31)]
@@ -97,9 +97,7 @@ def test_the_demo_has_30_servers_and_a_wait_of_4_seconds(
         for client in clients:
             client.login("anybody", "order_app", "client-secret")
         for client in clients[:30]:
-            client.send(query("BEGIN; SELECT 1"))
-        for client in clients[:30]:
-            client.read_until()
+            client.query("BEGIN; SELECT 1")  # one opening at a time: the 4 seconds hold for it, too
         clients[30].send(query("SELECT 1"))
         eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
         assert len(postgres.activity()) == 30

@@ -146,16 +146,18 @@ def test_a_guess_counts_though_its_client_is_gone_by_then(
     postgres: Postgres, gpooler_factory: Factory, directory: Path
 ) -> None:
     """Or a directory that is slower to say no than the login may take could be asked for ever."""
-    gpooler = start_module(postgres, gpooler_factory, directory, {"client_login_timeout": 1000})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        for _ in range(2):
-            with gpooler.raw() as client:
-                client.send(startup("slow", "app"))
-                client.read()
-                client.send(message(b"p", text(str(listener.getsockname()[1]))))
-                with listener.accept()[0]:
-                    (error,) = client.read_to_end()
-                    assert "not completed" in error.fields()["M"]
+    gpooler = start_module(postgres, gpooler_factory, directory, {"client_login_timeout": 3000})
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        listener.settimeout(20)
+        clients = [stack.enter_context(gpooler.raw()) for _ in range(2)]
+        for client in clients:
+            client.send(startup("slow", "app"))
+            assert client.read().kind == b"R"
+            client.send(message(b"p", text(str(listener.getsockname()[1]))))
+            stack.enter_context(listener.accept()[0])
+        for client in clients:
+            (error,) = client.read_to_end()
+            assert "not completed" in error.fields()["M"]
     eventually(lambda: BANNED in gpooler.log())
 
 

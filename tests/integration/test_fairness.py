@@ -53,7 +53,7 @@ def test_no_worker_with_waiters_is_left_out(postgres: Postgres, gpooler_factory:
 
     def work(number: int, client: RawClient) -> None:
         for _ in range(rounds):
-            client.query("SELECT pg_sleep(0.005)")
+            client.query("SELECT pg_sleep(0.05)")
             served.append(number)
 
     with ExitStack() as stack, ServerWatch(postgres) as watch:

@@ -90,7 +90,7 @@ def is_refused(gpooler: Gpooler) -> bool:
 def test_a_drain_shows_in_health_checks_before_anybody_feels_it(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler, scraper = serving(gpooler_factory, postgres, drain_delay_ms=2000, graceful_shutdown_timeout_ms=0)
+    gpooler, scraper = serving(gpooler_factory, postgres, drain_delay_ms=4000, graceful_shutdown_timeout_ms=0)
     with gpooler.raw().login() as idle, gpooler.raw().login() as busy:
         busy.query("BEGIN")
         gpooler.signal(signal.SIGTERM)

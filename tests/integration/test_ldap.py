@@ -238,7 +238,7 @@ def test_a_search_that_is_not_allowed_lets_nobody_in(
     assert refusal(gpooler, "alice", ALICE, "wrong") == FAILED
     assert refusal(gpooler, "alice", ALICE, "app") == FAILED
     eventually(lambda: 'LDAP endpoint "wrong": Invalid credentials' in gpooler.log())
-    assert 'LDAP endpoint "anonymous": No such object' in gpooler.log()
+    eventually(lambda: 'LDAP endpoint "anonymous": No such object' in gpooler.log())
     assert "not-the-secret" not in gpooler.log()
 
 
@@ -285,18 +285,17 @@ def test_a_directory_that_hangs_slows_nobody_else_down(
         del local["ldap_endpoint_name"]
         users = {"bob": ldap_rule("silent"), "alice": ldap_rule("alive"), "local": local}
         config = {
-            "limits": {"auth_threads": 2, "auth_queue_limit": 1, "auth_timeout_ms": 2000},
+            "limits": {"auth_threads": 2, "auth_queue_limit": 1, "auth_timeout_ms": 3000},
             "ldap_endpoint": endpoints,
             "database": {"default": None, "app": {"user": users}},
         }
         gpooler = gpooler_factory(postgres, config=config)
-        waiting = []
-        for _ in range(3):
-            client = stack.enter_context(gpooler.raw())
+        waiting = [stack.enter_context(gpooler.raw()) for _ in range(3)]
+        for client in waiting:
             client.send(startup("bob", "app"))
             client.read()
+        for client in waiting:
             client.send(message(b"p", text("bob-secret")))
-            waiting.append(client)
         assert refusal(gpooler, "bob", "bob-secret") == FAILED  # at once: the queue is full
         for _ in range(5):
             comes_in(gpooler, "alice", ALICE)
