@@ -1,4 +1,4 @@
-"""Starts gpoolers by a fork of a process that has imported everything: half of a start is imports.
+"""Runs the command by a fork of a process that has imported everything: half of a start is imports.
 
 What runs is the command's ``main`` with its arguments, environment and files, as the only thread of a
 process of its own. Tests of the command itself, and those that set variables, start it as users do.
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -49,7 +50,7 @@ class Forked:
 
 
 class ForkServer:
-    """One for a process that runs tests; ends with it."""
+    """One for a process that runs tests, and all of its threads; ends with it."""
 
     def __init__(self) -> None:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -61,6 +62,7 @@ class ForkServer:
             )
         self._statuses: dict[int, int] = {}
         self._pid: int | None = None
+        self._lock = threading.Lock()
         atexit.register(self.close)
 
     def start(
@@ -71,15 +73,16 @@ class ForkServer:
             {"command": command, "environment": dict(environment), "directory": directory}
         ).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [output]))]
-        self._sock.sendmsg([message], rights)
-        while self._pid is None:
-            self._read(0)
-        pid, self._pid = self._pid, None
+        with self._lock:
+            self._sock.sendmsg([message], rights)
+            while self._pid is None:
+                self._read(0)
+            pid, self._pid = self._pid, None
         return Forked(self, pid)
 
     def status(self, pid: int) -> int | None:
         """How a process ended, None while it lives."""
-        with suppress(BlockingIOError):
+        with self._lock, suppress(BlockingIOError):
             while True:
                 self._read(socket.MSG_DONTWAIT)
         return self._statuses.get(pid)

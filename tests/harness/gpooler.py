@@ -124,15 +124,7 @@ class Gpooler:
     def start(self) -> "Gpooler":
         """Start and wait until every worker accepts and the master knows it."""
         with open(self.log_file, "ab") as log:
-            run = [*command(), "run", "-c", str(self.config_file)]
-            if self._is_forked:
-                environment, directory = self._environment, str(self.directory)
-                self._process = fork_server().start(run, environment, directory, log.fileno())
-            else:
-                self._process = subprocess.Popen(
-                    run, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
-                    env=self._environment, start_new_session=True,
-                )  # fmt: skip
+            self._process = self._run("run", output=log.fileno())
         try:
             eventually(self._answers, within=20)
             eventually(lambda: self.process_count(ProcessWord.LISTENING) == self._workers, within=20)
@@ -219,13 +211,9 @@ class Gpooler:
     ) -> str:
         """Write the configuration with changes as in ``__init__`` and have it read; the answer."""
         self.rewrite(rule=rule, listener=listener, config=config)
-        done = subprocess.run(
-            [*command(), "reload", "-c", str(self.config_file), "--pid", str(self.pid), *arguments],
-            cwd=self.directory, env=self._environment, timeout=60, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == is_refused, f"{done.stdout}{done.stderr}\n{self.tail()}"
-        return done.stdout + done.stderr
+        status, text = self._ask("reload", *arguments)
+        assert status == is_refused, f"{text}\n{self.tail()}"
+        return text
 
     def rewrite(
         self, *, rule: Config | None = None, listener: Config | None = None, config: Config | None = None
@@ -242,13 +230,8 @@ class Gpooler:
     def restart(self, *, is_refused: bool = False, is_awaited: bool = True) -> str:
         """Ask for an online restart; the answer. With ``is_awaited`` the old master has ended."""
         self.processes()
-        done = subprocess.run(
-            [*command(), "restart", "-c", str(self.config_file), "--pid", str(self.pid)],
-            cwd=self.directory, env=self._environment, timeout=90, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        text = done.stdout + done.stderr
-        assert done.returncode == is_refused, f"{text}\n{self.tail()}"
+        status, text = self._ask("restart")
+        assert status == is_refused, f"{text}\n{self.tail()}"
         if not is_refused:
             self.adopt(is_awaited=is_awaited)
         return text
@@ -387,6 +370,23 @@ class Gpooler:
         return dirty_servers(self, self.used_database, pids, parked, rule["pool"] != "statement", allowed)
 
     # inside
+
+    def _run(self, *arguments: str, output: int) -> "subprocess.Popen[bytes] | Forked":
+        """Start the command with our configuration; what it says goes to the descriptor."""
+        line = [*command(), *arguments, "-c", str(self.config_file)]
+        if self._is_forked:
+            return fork_server().start(line, self._environment, str(self.directory), output)
+        return subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory,
+            env=self._environment, start_new_session=True,
+        )  # fmt: skip
+
+    def _ask(self, *arguments: str) -> tuple[int, str]:
+        """Have the command ask the master for something: its exit status and what it said."""
+        with tempfile.TemporaryFile() as said:
+            status = self._run(*arguments, "--pid", str(self.pid), output=said.fileno()).wait(90)
+            said.seek(0)
+            return status, said.read().decode()
 
     def _grown(self) -> list[str]:
         """The processes with more descriptors than they began with, servers aside, as sentences."""
