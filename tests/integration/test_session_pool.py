@@ -20,7 +20,7 @@ def pid_of(client: RawClient) -> int:
 
 
 def test_login_hands_out_the_real_process_id(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = session_pool(gpooler_factory, postgres)
+    gpooler = session_pool(gpooler_factory, postgres, pool_size=1)
     with gpooler.raw() as client:
         client.login()
         assert client.pid == pid_of(client)
@@ -34,7 +34,7 @@ def test_login_hands_out_the_real_process_id(postgres: Postgres, gpooler_factory
 def test_session_state_lasts_for_the_session_and_no_longer(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler = session_pool(gpooler_factory, postgres, pool_size=1)
+    gpooler = session_pool(gpooler_factory, postgres, pool_size=1, pool_reset_timeout_ms=9000)
     with gpooler.raw() as client:
         client.login()
         pid = client.pid
@@ -73,7 +73,7 @@ def test_state_made_inside_a_function_is_discarded_too(postgres: Postgres, gpool
 def test_the_second_client_of_a_full_pool_waits_at_login(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler = session_pool(gpooler_factory, postgres, pool_size=1)
+    gpooler = session_pool(gpooler_factory, postgres, pool_size=1, pool_reset_timeout_ms=9000)
     with gpooler.raw() as first, gpooler.raw() as second:
         first.login()
         second.send(startup("trust_user", "app"))
@@ -85,9 +85,10 @@ def test_the_second_client_of_a_full_pool_waits_at_login(
 
 
 def test_the_wait_at_login_is_bounded_by_pool_timeout(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = session_pool(gpooler_factory, postgres, pool_size=1, pool_timeout=200)
+    gpooler = session_pool(gpooler_factory, postgres, pool_size=1)
     with gpooler.raw() as first, gpooler.raw() as second:
         first.login()
+        gpooler.reload(rule={"pool_timeout": 200})
         with pytest.raises(ServerError, match="pool size") as caught:
             second.login()
         assert caught.value.sqlstate == "53300"
@@ -139,11 +140,14 @@ def test_the_key_of_a_session_before_does_nothing(postgres: Postgres, gpooler_fa
     with gpooler.raw() as client:
         client.login()
         pid, key = client.pid, bytes([client.key[0] ^ 1]) + client.key[1:]
-        client.send(query("SELECT pg_sleep(0.5), 'whole'"))
-        eventually(lambda: [row.state for row in postgres.activity()] == ["active"])
-        with gpooler.raw() as canceller:
-            canceller.send(cancel_request(pid, key))
-            assert canceller.read_to_end() == []
+        with postgres.connect("app") as holder:
+            holder.execute("SELECT pg_advisory_lock(1)")
+            client.send(query("SELECT pg_advisory_xact_lock(1), 'whole'"))
+            waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            eventually(lambda: postgres.query(waiting) == [(pid,)])
+            with gpooler.raw() as canceller:
+                canceller.send(cancel_request(pid, key))
+                assert canceller.read_to_end() == []
         assert client.rows() == [["", "whole"]]
 
 
