@@ -189,12 +189,13 @@ def test_servers_of_another_user_are_opened_and_the_old_ones_finish(
 
 def test_a_pool_is_one_over_old_and_new_clients(postgres: Postgres, gpooler_factory: Factory) -> None:
     """Who came before and who came after the change of the user share the limit."""
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_timeout": 1000})
+    gpooler = gpooler_factory(postgres, rule={"pool_size": 1})
     with gpooler.connect() as old:
         old.execute("SELECT 1")
         gpooler.reload(rule={"storage_user": "scram_user", "storage_password": PASSWORD})
         with gpooler.connect() as new:
             new.execute("BEGIN")
+            gpooler.reload(rule={"pool_timeout": 500})
             with pytest.raises(psycopg.Error) as told:
                 old.execute("SELECT 1")
             assert told.value.sqlstate == "53300"

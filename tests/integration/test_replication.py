@@ -480,13 +480,14 @@ def test_a_query_on_a_logical_connection_is_cancelled(
 
 
 def test_a_server_is_never_used_again(postgres: Postgres, gpooler_factory: Factory) -> None:
-    gpooler = pooled(gpooler_factory, postgres, pool_size=2, pool="session")
+    gpooler = pooled(gpooler_factory, postgres, pool_size=2, pool="session", pool_reset_timeout_ms=9000)
     pids = set()
     for _ in range(5):
         with replicating(gpooler) as client:
             client.query("SELECT 1")
             pids.add(client.pid)
             client.terminate()
+        eventually(lambda: is_at_rest(gpooler))  # or the next one's server takes the place of theirs
         with gpooler.raw().login("joe") as client:
             pids.add(-client.pid)  # the ordinary ones share one
             client.terminate()
@@ -501,15 +502,17 @@ def test_a_server_is_never_used_again(postgres: Postgres, gpooler_factory: Facto
 def test_pool_size_counts_replication_and_other_servers_together(
     postgres: Postgres, gpooler_factory: Factory, pool: str, workers: int
 ) -> None:
-    gpooler = pooled(gpooler_factory, postgres, workers, pool=pool, pool_size=1, pool_timeout=1500)
+    gpooler = pooled(gpooler_factory, postgres, workers, pool=pool, pool_size=1)
     with gpooler.raw().login("joe") as ordinary:
         assert ordinary.query("SELECT 1") == [["1"]]
         ordinary.terminate()
     with replicating(gpooler, "true") as client:  # for which the parked server had to go
         assert postgres.walsenders() == [client.pid]
         assert not postgres.activity()
+        gpooler.reload(rule={"pool_timeout": 500})
         for parameters in ({"replication": "database"}, {"replication": "true"}):
             assert refusal(gpooler.port, **parameters)["C"] == "53300"
+        gpooler.reload(rule={"pool_timeout": 0})
         with gpooler.raw() as ordinary:
             ordinary.send(startup("joe", "app"), query("SELECT 2"))
             eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
@@ -562,7 +565,6 @@ def test_a_shared_pool_counts_the_replication_servers_of_its_rules(
         "storage_user": "replicator",
         "pool": "transaction",
         "shared_pool": "small",
-        "pool_timeout": 1000,
     }
     gpooler = gpooler_factory(
         postgres,
@@ -571,12 +573,18 @@ def test_a_shared_pool_counts_the_replication_servers_of_its_rules(
             "database": {"app": {"user": {"anna": rule, "bert": rule}}},
         },
     )
+
+    def waits_of_anna(pool_timeout: int) -> dict[str, Any]:
+        return {"database": {"app": {"user": {"anna": {"pool_timeout": pool_timeout}}}}}
+
     with gpooler.raw().login("anna") as ordinary:
         assert ordinary.query("SELECT 1") == [["1"]]
         with gpooler.raw().login("bert", replication="database") as client:
             with gpooler.raw().login("anna") as waiter:
+                gpooler.reload(config=waits_of_anna(500))
                 waiter.send(query("SELECT 2"))
                 assert waiter.read_to_end()[-1].fields()["C"] == "53300"
+            gpooler.reload(config=waits_of_anna(0))
             client.terminate()
         assert ordinary.query("SELECT 3") == [["3"]]
         ordinary.terminate()

@@ -132,7 +132,9 @@ def test_a_rule_has_options_of_its_own_on_both_sides(
     resets: int,
 ) -> None:
     gpooler = gpooler_factory(
-        postgres, rule={**ONE, **rule}, config={"performance": {"keepalive": 20, "keepalive_usr_timeout": 5000}}
+        postgres,
+        rule={**ONE, **rule},
+        config={"performance": {"keepalive": 20, "keepalive_usr_timeout": 5000}},
     )
     client, server = both(gpooler, postgres)
     assert some(client, *options, "resets") == {**options, "resets": resets}

@@ -400,7 +400,7 @@ def test_a_changed_default_of_the_server_reaches_later_logins(
                 return client.parameters["IntervalStyle"] == "iso_8601"
 
         # each worker, one of them by way of the broker
-        eventually(lambda: all([is_told() for _ in range(8)]))
+        eventually(lambda: all(is_told() for _ in range(8)))
     finally:
         postgres.query("ALTER SYSTEM RESET intervalstyle")
         postgres.query("SELECT pg_reload_conf()")

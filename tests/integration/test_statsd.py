@@ -226,7 +226,7 @@ def test_a_running_gpooler_tells_clients_servers_work_and_times(
 def test_errors_are_told_by_reason(
     postgres: Postgres, gpooler_factory: Factory, server: socket.socket
 ) -> None:
-    gpooler = measured(postgres, gpooler_factory, server, pool="statement", pool_size=1, pool_timeout=1000)
+    gpooler = measured(postgres, gpooler_factory, server, pool="statement", pool_size=1)
     got = Received(server)
     route = "prod.pool.routes.app.trust_user"
 
@@ -249,9 +249,11 @@ def test_errors_are_told_by_reason(
                 with pytest.raises(ServerError, match="canceling"):
                     waiting.rows()
             told("errors.client_cancelled")
+            gpooler.reload(rule={"pool_timeout": 500})
             with pytest.raises((ServerError, EOFError)):
                 waiting.query("SELECT 1")
         told("errors.client_pool_timeout")
+        gpooler.reload(rule={"pool_timeout": 0})
     told("errors.client_gone")
     with gpooler.raw() as client:
         client.login()

@@ -208,7 +208,7 @@ def test_bytes_behind_the_answer_close_the_connection(make: Callable[..., Gpoole
 
 
 def test_queries_over_tls_are_cancelled(make: Callable[..., Gpooler], tls_postgres: Postgres) -> None:
-    gpooler = make("tls_user", "require")
+    gpooler = make("tls_user", "require", {"pool_reset_timeout_ms": 9000})
     with gpooler.raw() as client:
         client.login()
         client.send(query("SELECT pg_sleep(30)"))
