@@ -72,7 +72,8 @@ def test_clients_and_servers_are_told_by_what_they_do(
     measured: Callable[..., tuple[Gpooler, Scraper]], postgres: Postgres
 ) -> None:
     gpooler, scraper = measured()
-    with clients_of_both_workers(gpooler) as clients, gpooler.raw():  # who says nothing
+    with clients_of_both_workers(gpooler) as clients, gpooler.raw() as slow:
+        slow.send(startup("trust_user", "app")[:1])  # who says nothing at all is accepted a second later
         for client in clients[:2]:
             client.query("BEGIN")
         began = time.monotonic()
