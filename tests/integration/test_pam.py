@@ -151,14 +151,13 @@ def test_a_module_that_hangs_holds_up_nobody_else(
             "database": {"default": None, "app": {"user": users}},
         },
     )
-    with ExitStack() as stack:
-        waiting = []
+    # open for reading, too: a line waits for its reader, and no reader meets the end of the file
+    with open(directory / "gate", "r+b", buffering=0) as gate, ExitStack() as stack:
         for _ in range(3):
             client = stack.enter_context(gpooler.raw())
             client.send(startup("slow", "app"))
             client.read()
             client.send(message(b"p", text("whatever")))
-            waiting.append(client)
         eventually(lambda: (directory / "calls").read_text().count("slow") == 2)
         # two run, one waits: there is no room for a fourth, and no need to wait to know it
         assert refusal(gpooler, "slow", "whatever") == FAILED
@@ -166,12 +165,10 @@ def test_a_module_that_hangs_holds_up_nobody_else(
         for _ in range(5):
             with gpooler.connect("alice", password="open sesame") as connection:
                 assert connection.execute("SELECT 1").fetchone() == (1,)
-        with open(directory / "gate", "w") as gate:
-            gate.write("go\ngo\n")
+        gate.write(b"go\n" * 3)
         eventually(lambda: (directory / "calls").read_text().count("slow") == 3)
-        with open(directory / "gate", "w") as gate:
-            gate.write("go\n" * 3)
-    eventually(lambda: gpooler.process_count(ProcessWord.CLIENTS) == 0)
+        stack.close()
+        eventually(lambda: gpooler.process_count(ProcessWord.CLIENTS) == 0)
 
 
 def test_a_module_that_hangs_is_given_up(
