@@ -15,7 +15,7 @@ from gpooler.config.words import Pause
 from gpooler.process.changes import Made
 from gpooler.process.control import Act, AwaitGone, HeldServer, Kill
 from gpooler.process.family import Child
-from gpooler.process.reload import Answer
+from gpooler.process.reload import Answer, ReloadRefused
 from gpooler.process.vault import Vault
 from gpooler.routing.rules import is_of_database
 
@@ -60,15 +60,6 @@ class _Killing:
     answer: Answer
 
 
-@dataclass(slots=True)
-class _Pausing:
-    """A PAUSE that is not answered yet."""
-
-    name: str
-    answer: Answer
-    is_in_force: bool = False  # servers are given to nobody any more; the broker says when all are gone
-
-
 class Operations:
     """Those of one master."""
 
@@ -78,7 +69,7 @@ class Operations:
         self._waits: list[_Wait] = []
         self._outdated: set[tuple[int, int]] = set()  # route and slot, until that server is gone
         self._killings: dict[int, _Killing] = {}
-        self._pausing: dict[int, _Pausing] = {}
+        self._pausing: dict[int, tuple[str, Answer]] = {}  # databases whose servers are to go
         self._serial = 0
 
     def perform(self, act: Act, answer: Answer) -> None:
@@ -86,9 +77,10 @@ class Operations:
         name = act.argument
         match act.verb:
             case "PAUSE":
-                self._pause_and_wait(name, answer)
+                then = lambda: self._await_gone(name, answer)  # noqa: E731
+                self._pause(name, Pause.CLOSE, then, answer)
             case "SUSPEND":
-                self._pause(EVERY, Pause.KEEP, answer)
+                self._pause(EVERY, Pause.KEEP, lambda: answer(True, ""), answer)
             case "RESUME":
                 self._resume(name, answer)
             case "DISABLE" | "ENABLE":
@@ -98,7 +90,7 @@ class Operations:
             case "WAIT_CLOSE":
                 self._wait(lambda: not self._outdated_of(name), answer)
             case "KILL":
-                self._pause_and_kill(name, answer)
+                self._pause(name, Pause.CLOSE, lambda: self._kill(name, False, answer), answer)
             case "KILL_CLIENT":
                 self._kill(name, True, answer)
             case "RELOAD":
@@ -119,14 +111,13 @@ class Operations:
 
     def tell_new_broker(self) -> None:
         """What an earlier one was asked for and has not answered."""
-        for token, pausing in self._pausing.items():
-            if pausing.is_in_force:
-                self._master.tell_broker(AwaitGone(token, pausing.name))
+        for token, (name, _) in self._pausing.items():
+            self._master.tell_broker(AwaitGone(token, name))
 
     def gone(self, token: int) -> None:
         """The broker's answer."""
         if token in self._pausing:
-            self._pausing.pop(token).answer(True, "")
+            self._pausing.pop(token)[1](True, "")
 
     def killed(self, child: Child, serial: int, count: int) -> None:
         """A worker has ended so many of those that a ``Kill`` named; none by one that is dead."""
@@ -152,7 +143,7 @@ class Operations:
         """Nothing that is waited for will be seen here any more."""
         answers = [wait.answer for wait in self._waits]
         answers += [killing.answer for killing in self._killings.values()]
-        answers += [pausing.answer for pausing in self._pausing.values()]
+        answers += [answer for _, answer in self._pausing.values()]
         self._waits, self._killings, self._pausing = [], {}, {}
         for answer in answers:
             answer(False, text)
@@ -162,59 +153,36 @@ class Operations:
     def _change(self, update: Callable[[Config], Config], answer: Answer, title: str) -> None:
         self._master.change(lambda: (update(self._master.config), [], []), answer, title=title)
 
-    def _pause(self, name: str, mode: Pause, answer: Answer) -> None:
-        """``answer`` is told when it is in force, or why it is not."""
+    def _pause(self, name: str, mode: Pause, then: Callable[[], None], answer: Answer) -> None:
+        """``then`` is called when it is in force; else ``answer`` is told why not."""
 
         def update(config: Config) -> Config:
             return config.model_copy(update={"pauses": {**config.pauses, name: mode}})
 
-        self._change(update, answer, f"{_whom(name)} paused")
-
-    def _pause_and_wait(self, name: str, answer: Answer) -> None:
-        """For its servers to be gone. A RESUME before that ends the wait, also while workers still commit."""
-        self._serial += 1
-        token = self._serial
-        pausing = self._pausing[token] = _Pausing(name, answer)
-
-        def is_in_force(is_good: bool, text: str) -> None:
-            if token not in self._pausing:
-                return
-            if is_good:
-                pausing.is_in_force = True
-                self._master.tell_broker(AwaitGone(token, name))
-            else:
-                del self._pausing[token]
-                answer(False, text)
-
-        self._pause(name, Pause.CLOSE, is_in_force)
-
-    def _pause_and_kill(self, name: str, answer: Answer) -> None:
-        def is_in_force(is_good: bool, text: str) -> None:
-            if is_good:
-                self._kill(name, False, answer)
-            else:
-                answer(False, text)
-
-        self._pause(name, Pause.CLOSE, is_in_force)
+        self._change(
+            update, lambda is_good, text: then() if is_good else answer(False, text), f"{_whom(name)} paused"
+        )
 
     def _resume(self, name: str, answer: Answer) -> None:
-        before = self._master.config.pauses
-        if name not in before and not (name == EVERY and before):
-            answer(False, f"{_whom(name)} not paused")
-            return
+        """What is paused by then, also by a PAUSE that is still on its way."""
+        title = f"{_whom(name)} resumed"
 
         def update(config: Config) -> Config:
+            if name not in config.pauses and not (name == EVERY and config.pauses):
+                raise ReloadRefused(f"{_whom(name)} not paused")
             pauses: Mapping[str, Pause] = {
                 other: mode for other, mode in config.pauses.items() if name not in (EVERY, other)
             }
             return config.model_copy(update={"pauses": pauses})
 
-        title = f"{_whom(name)} resumed"
-        for token, pausing in list(self._pausing.items()):
-            if name in (EVERY, pausing.name):
-                del self._pausing[token]
-                pausing.answer(False, f"{title} before its servers were gone")
-        self._change(update, answer, title)
+        def is_done(is_good: bool, text: str) -> None:
+            for token, (paused, waiting) in list(self._pausing.items()):
+                if is_good and name in (EVERY, paused):
+                    del self._pausing[token]
+                    waiting(False, f"{title} before its servers were gone")
+            answer(is_good, text)
+
+        self._change(update, is_done, title)
 
     def _disable(self, name: str, is_disabled: bool, answer: Answer) -> None:
         def update(config: Config) -> Config:
@@ -237,6 +205,11 @@ class Operations:
         workers = self._master.tell_workers(Kill(self._serial, name, is_client))
         awaited = {worker.incarnation for worker in workers}
         self._killings[self._serial] = _Killing(awaited, 0, name, is_client, answer)
+
+    def _await_gone(self, name: str, answer: Answer) -> None:
+        self._serial += 1
+        self._pausing[self._serial] = name, answer
+        self._master.tell_broker(AwaitGone(self._serial, name))
 
     def _wait(self, is_over: Callable[[], bool], answer: Answer) -> None:
         self._waits.append(_Wait(is_over, answer))

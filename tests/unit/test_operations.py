@@ -10,7 +10,7 @@ from gpooler.process.changes import Made
 from gpooler.process.control import Act, AwaitGone, Kill
 from gpooler.process.family import Child
 from gpooler.process.operations import Operations
-from gpooler.process.reload import Answer
+from gpooler.process.reload import Answer, ReloadRefused
 from gpooler.process.vault import Vault
 
 TEXT = """
@@ -45,9 +45,15 @@ class Master:
         self.operations.perform(Act(0, verb, name), answer)
 
     def decide(self) -> Answer:
-        """The first change is in force here; workers have not all said so. Returns what tells who asked."""
+        """The first change is in force here; workers have not all said so. Returns what tells who asked.
+
+        One that is refused when its turn comes has been answered.
+        """
         make, answer = self.changes.pop(0)
-        self.config = make()[0]
+        try:
+            self.config = make()[0]
+        except ReloadRefused as refusal:
+            answer(False, str(refusal))
         return answer
 
     def change(self, make: Callable[[], Made], answer: Answer, *, title: str) -> None:
@@ -88,34 +94,63 @@ def test_a_pause_is_answered_when_its_servers_are_gone(master: Master) -> None:
 
 
 @pytest.mark.parametrize("name", ["app", ""])
-def test_a_resume_while_workers_still_commit_the_pause_ends_it(master: Master, name: str) -> None:
+@pytest.mark.parametrize("is_early", [True, False], ids=["before its turn", "while workers commit it"])
+def test_a_resume_ends_a_pause_that_is_on_its_way(master: Master, name: str, is_early: bool) -> None:
     master.ask("PAUSE")
+    if is_early:
+        master.ask("RESUME", name)
     paused = master.decide()
-    master.ask("RESUME", name)
-    assert [is_good for is_good, _ in master.answers] == [False]
-    assert "resumed before its servers were gone" in master.answers[0][1]
+    if not is_early:
+        master.ask("RESUME", name)
     paused(True, "")
-    assert master.awaited == []
+    (wait,) = master.awaited
     master.decide()(True, "")
-    assert master.answers[1:] == [(True, "RESUME: ")]
+    whom = 'database "app" is' if name else "all databases are"
+    told = False, f"PAUSE: {whom} resumed before its servers were gone"
+    assert master.answers == [told, (True, "RESUME: ")]
     assert pauses(master.config) == set()
+    master.operations.gone(wait.token)  # too late
+    assert len(master.answers) == 2
+
+
+def test_a_resume_that_cannot_come_into_force_ends_no_pause(master: Master) -> None:
+    master.ask("PAUSE")
+    master.decide()(True, "")
+    master.ask("RESUME")
+    _, answer = master.changes.pop(0)
+    answer(False, "gpooler is ending")
+    assert master.answers == [(False, "RESUME: gpooler is ending")]
+    master.operations.gone(master.awaited[0].token)
+    assert master.answers[1:] == [(True, "PAUSE: ")]
+
+
+def test_what_is_not_paused_is_not_resumed(master: Master) -> None:
+    for name, text in (("app", 'database "app" is not paused'), ("", "all databases are not paused")):
+        master.ask("RESUME", name)
+        master.decide()
+        assert master.answers.pop() == (False, f"RESUME: {text}")
+    master.ask("PAUSE", "")
+    master.decide()(True, "")
+    master.ask("RESUME")
+    master.decide()
+    assert master.answers == [(False, 'RESUME: database "app" is not paused')]
 
 
 def test_a_pause_behind_a_resume_is_another_one(master: Master) -> None:
     master.ask("PAUSE")
-    paused = master.decide()
+    master.decide()(True, "")
     master.ask("RESUME")
     master.ask("PAUSE")
-    paused(True, "")
-    master.operations.tell_new_broker()  # which knows the first one's pause only
-    assert master.awaited == []
-    master.decide()(True, "")
+    resumed = master.decide()
     assert pauses(master.config) == set()
+    resumed(True, "")
+    master.operations.tell_new_broker()  # nobody waits any more
     master.decide()(True, "")
-    (wait,) = master.awaited
+    first, second = master.awaited
     master.operations.tell_new_broker()
-    assert master.awaited == [wait, wait]
-    master.operations.gone(wait.token)
+    assert master.awaited == [first, second, second]
+    master.operations.gone(first.token)
+    master.operations.gone(second.token)
     assert [is_good for is_good, _ in master.answers] == [False, True, True]
 
 
@@ -128,9 +163,12 @@ def test_a_pause_that_does_not_come_into_force_is_told_why(master: Master) -> No
     assert len(master.answers) == 1
 
 
-def test_who_waits_is_told_of_the_end(master: Master) -> None:
+def test_who_waits_is_told_of_the_end_and_who_is_in_the_queue_what_became_of_it(master: Master) -> None:
     master.ask("PAUSE")
-    master.operations.give_up("gpooler is ending")
-    assert master.answers == [(False, "PAUSE: gpooler is ending")]
-    master.decide()(False, "gpooler is ending")
-    assert len(master.answers) == 1
+    master.decide()(True, "")
+    master.ask("PAUSE", "")
+    master.operations.give_up("gpooler is being restarted")
+    assert master.answers == [(False, "PAUSE: gpooler is being restarted")]
+    master.decide()(True, "")  # the restart came to nothing
+    master.operations.gone(master.awaited[1].token)
+    assert master.answers[1:] == [(True, "PAUSE: ")]
