@@ -90,7 +90,9 @@ class Groups:
         assert query is not None
         assert database is not None
         assert user is not None
-        rows = self._queries.rows(database, user, query, (), timeout_ms=GROUP_TIMEOUT_MS)
+        rows = self._queries.rows(
+            database, user, query, (), timeout_ms=GROUP_TIMEOUT_MS, query_ms=GROUP_TIMEOUT_MS
+        )
         if len(rows) > MEMBERS_MOST:
             raise QueryFailed(f"{len(rows)} rows; a group has at most {MEMBERS_MOST} members")
         return frozenset(row[0] for row in rows if row and row[0])

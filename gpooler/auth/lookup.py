@@ -38,7 +38,7 @@ class Found:
 class _Answer:
     found: Found
     secret: Secret | None
-    asked_us: int
+    since_us: int
 
 
 def read_rows(rows: list[Row], user: str) -> Found:
@@ -90,7 +90,7 @@ class Lookups:
         answer = self._answers.get(key)
         if answer is None:
             return None
-        age_us = monotonic_us() - answer.asked_us
+        age_us = monotonic_us() - answer.since_us
         if age_us > (NOBODY_US if answer.secret is None else KEPT_US):
             return None
         self._answers.move_to_end(key)
@@ -116,7 +116,6 @@ class Lookups:
 
     def _fly(self, key: Key) -> _Answer | QueryFailed:
         """An error is returned: gevent prints the traceback of one that is raised."""
-        asked_us = monotonic_us()
         try:
             found = self._fetch(key)
         except QueryFailed as error:
@@ -129,7 +128,7 @@ class Lookups:
             secret = old.secret  # which remembers what was dear to derive
         if secret is not None:
             self._latest[key[0]] = secret
-        answer = self._answers[key] = _Answer(found, secret, asked_us)
+        answer = self._answers[key] = _Answer(found, secret, monotonic_us())
         self._answers.move_to_end(key)
         if len(self._answers) > MAX_KEPT:
             self._answers.popitem(last=False)

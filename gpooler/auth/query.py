@@ -53,12 +53,12 @@ class Queries:
         self._homes: dict[tuple[str, str], _Home] = {}
 
     def rows(
-        self, database: str, user: str, sql: str, arguments: Sequence[str], *, timeout_ms: int
+        self, database: str, user: str, sql: str, arguments: Sequence[str], *, timeout_ms: int, query_ms: int
     ) -> list[Row]:
         """The rows of ``sql``, whose ``$1`` and so on are ``arguments``. Yields. Raises QueryFailed.
 
-        ``timeout_ms`` is the limit of the query; waiting for a connection and opening it have
-        ``auth_timeout_ms`` each.
+        ``query_ms`` is the limit of the query, ``timeout_ms`` that of all: the wait for a connection and its
+        opening, too.
         """
         home = self._homes.get((database, user))
         if home is None:
@@ -69,19 +69,20 @@ class Queries:
                 raise QueryFailed(f'there is no rule for database "{database}" and user "{user}"')
             home = self._homes[database, user] = _Home(self._config, self._resolver, rule, database, user)
         try:
-            return home.rows(sql, arguments, timeout_ms)
+            with _within(timeout_ms), home.free:
+                rows = home.rows(sql, arguments, query_ms)
         except psycopg2.Error as error:
             raise QueryFailed(_text(error)) from None
         except ServerFault as error:
             raise QueryFailed(error.log_text()) from None
+        return rows
 
 
 class _Home:
     """The connections for one database and user."""
 
     def __init__(self, config: Config, resolver: Resolver, rule: Rule, database: str, user: str) -> None:
-        self._free = BoundedSemaphore(CONNECTIONS_MOST)
-        self._wait_ms = config.limits.auth_timeout_ms
+        self.free = BoundedSemaphore(CONNECTIONS_MOST)
         self._storage = config.storage[rule.storage]
         self._resolver = resolver
         self._database = rule.storage_db or database
@@ -91,31 +92,22 @@ class _Home:
         self._idle: list[_Connection] = []
         self._ticker: gevent.Greenlet | None = None
 
-    def rows(self, sql: str, arguments: Sequence[str], timeout_ms: int) -> list[Row]:
-        """See Queries. Raises QueryFailed, psycopg2.Error, ServerFault."""
-        if not self._free.acquire(timeout=self._wait_ms / 1000):
-            raise QueryFailed(f"{CONNECTIONS_MOST} connections were busy for {self._wait_ms} ms")
-        try:
-            while self._idle:
-                connection = self._idle.pop()
-                try:
-                    return self._run(connection, sql, arguments, timeout_ms)
-                except psycopg2.Error:
-                    if not connection.is_closed:
-                        raise
-                    # it died while nobody looked
-            with _within(self._wait_ms, "no connection"):
-                connection = self._open(timeout_ms)
-            return self._run(connection, sql, arguments, timeout_ms)
-        finally:
-            self._free.release()
+    def rows(self, sql: str, arguments: Sequence[str], query_ms: int) -> list[Row]:
+        """See Queries; for who holds ``free``. Raises QueryFailed, psycopg2.Error, ServerFault."""
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                return self._run(connection, sql, arguments, query_ms)
+            except psycopg2.Error:
+                if not connection.is_closed:
+                    raise
+                # it died while nobody looked
+        return self._run(self._open(query_ms), sql, arguments, query_ms)
 
-    def _run(
-        self, connection: "_Connection", sql: str, arguments: Sequence[str], timeout_ms: int
-    ) -> list[Row]:
+    def _run(self, connection: "_Connection", sql: str, arguments: Sequence[str], query_ms: int) -> list[Row]:
         is_sound = False
         try:
-            with _within(timeout_ms, "no answer"):
+            with _within(query_ms):
                 rows = connection.rows(sql, arguments)
             is_sound = True
             return rows
@@ -144,7 +136,7 @@ class _Home:
                 connection.close()
         self._ticker = None
 
-    def _open(self, timeout_ms: int) -> "_Connection":
+    def _open(self, query_ms: int) -> "_Connection":
         storage = self._storage
         endpoint = storage.endpoints[0]
         versions = parse_protocols(storage.tls_protocols)
@@ -165,7 +157,7 @@ class _Home:
             "gssencmode": "disable",
             "client_encoding": "UTF8",
             "application_name": "gpooler",
-            "options": _OPTIONS.format(timeout_ms),
+            "options": _OPTIONS.format(query_ms),
         }
         if endpoint.unix_path is not None:
             return _Connection({**options, "host": os.path.dirname(endpoint.unix_path)})
@@ -215,8 +207,8 @@ class _Connection:
 
 
 @contextmanager
-def _within(limit_ms: int, what: str) -> Iterator[None]:
-    """Raises QueryFailed, which names ``what``, if its body takes longer."""
+def _within(limit_ms: int) -> Iterator[None]:
+    """Raises QueryFailed if its body takes longer."""
     timeout = gevent.Timeout(limit_ms / 1000)
     with timeout:
         try:
@@ -224,7 +216,7 @@ def _within(limit_ms: int, what: str) -> Iterator[None]:
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
-            raise QueryFailed(f"{what} within {limit_ms} ms") from None
+            raise QueryFailed(f"no answer within {limit_ms} ms") from None
 
 
 def _text(error: psycopg2.Error) -> str:

@@ -31,7 +31,7 @@ from gpooler.errors import (
 from gpooler.log import Logger
 from gpooler.wire import messages
 
-AUTH_QUERY_TIMEOUT_MS: Final = 500  # as Odyssey's
+AUTH_QUERY_MS: Final = 500  # as Odyssey's
 # Names of user ids are files in most places, and a directory in some.
 PEER_THREADS: Final = 2
 PEER_QUEUE: Final = 256
@@ -59,7 +59,8 @@ class Sources:
         texts = {rule.name: compile_query(rule.auth_query) for rule in config.served if rule.auth_query}
         rules = {rule.name: rule for rule in config.served}
         self._texts: dict[str, QueryText] = texts
-        self._lookups = Lookups(lambda key: _fetch(rules, texts, queries, key), self._on_failure)
+        timeout_ms = config.limits.auth_timeout_ms
+        self._lookups = Lookups(lambda key: _fetch(rules, texts, queries, timeout_ms, key), self._on_failure)
         self._checks.configure(config)
 
     def exchange(self, guest: Guest, plan: Plan, md5_salt: bytes | None) -> Exchange:
@@ -110,7 +111,9 @@ class Sources:
         self._logger.error(text, context="auth")
 
 
-def _fetch(rules: Mapping[str, Rule], texts: Mapping[str, QueryText], queries: Queries, key: Key) -> Found:
+def _fetch(
+    rules: Mapping[str, Rule], texts: Mapping[str, QueryText], queries: Queries, timeout_ms: int, key: Key
+) -> Found:
     """Yields. Raises QueryFailed."""
     name, user, host = key
     rule, text = rules[name], texts[name]
@@ -120,7 +123,12 @@ def _fetch(rules: Mapping[str, Rule], texts: Mapping[str, QueryText], queries: Q
         return Found()  # no user of a database in UTF-8
     arguments = (user, host) if text.has_host else (user,)
     rows = queries.rows(
-        rule.auth_query_db, rule.auth_query_user, text.sql, arguments, timeout_ms=AUTH_QUERY_TIMEOUT_MS
+        rule.auth_query_db,
+        rule.auth_query_user,
+        text.sql,
+        arguments,
+        timeout_ms=timeout_ms,
+        query_ms=AUTH_QUERY_MS,
     )
     return read_rows(rows, user)
 

@@ -300,8 +300,8 @@ class Limits(Section):
     )
     auth_timeout_ms: Annotated[int, Number("ms", least=1)] = option(
         5000,
-        "Limit of asking a PAM service or an LDAP endpoint, the wait for a thread included; of waiting "
-        "for a connection of auth_query; and of opening it.",
+        "Limit of asking a PAM service or an LDAP endpoint, the wait for a thread included; and of an "
+        "auth_query with the wait for a connection, and its opening.",
     )
     auth_failure_delay_ms: Ms = option(
         0, "How long the answer to a failed login is kept back, at most until client_login_timeout; 0 is off."

@@ -121,8 +121,8 @@ class RuleBody(Section):
     auth_query: OptionalStr = option(
         None,
         "A query that gives user and password, and maybe until when it is valid, in place of password: $1 or "
-        "%u is the user, %h the client's host. It has 500 ms, and auth_timeout_ms for a "
-        "connection; answers serve for 15 seconds.",
+        "%u is the user, %h the client's host. It has 500 ms, with the wait for a connection "
+        "auth_timeout_ms; answers serve for 15 seconds.",
         reload=Reload.LOGIN,
         example="SELECT usename, passwd, valuntil FROM pg_shadow WHERE usename = $1",
     )

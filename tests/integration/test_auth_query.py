@@ -283,8 +283,7 @@ def test_a_database_that_hangs_is_given_up(
         for client in clients:
             (error,) = client.read_to_end()
             assert (error.fields()["S"], error.fields()["C"]) == ("FATAL", "28000")
-    given_up = r"\(auth_query failed: (no connection within|2 connections were busy for) 2000 ms"
-    eventually(lambda: len(re.findall(given_up, gpooler.log())) == len(names))
+    eventually(lambda: gpooler.log().count("(auth_query failed: no answer within 2000 ms") == len(names))
     proxy.resume()
     gpooler.connect("md5_user").close()
     # one that is open, and whose query gets no answer
