@@ -278,10 +278,11 @@ class BrokerService:
             for worker in self.ledger.routes[route_id].holdings:
                 counters = self._counters.get(worker.worker)
                 if counters is not None:
-                    waiting = counters.route(route_id, RouteWord.CLIENTS_WAITING)
+                    # a server that comes between these looks is to be missed rather than its client be seen
+                    servers = counters.route(route_id, RouteWord.SERVERS_ACTIVE)
+                    servers += counters.route(route_id, RouteWord.SERVERS_IDLE)
                     active = counters.route(route_id, RouteWord.CLIENTS_ACTIVE)
-                    idle = counters.route(route_id, RouteWord.SERVERS_IDLE)
-                    servers = idle + counters.route(route_id, RouteWord.SERVERS_ACTIVE)
+                    waiting = counters.route(route_id, RouteWord.CLIENTS_WAITING)
                     demand[worker, route_id] = Demand(waiting, active, servers)
         return demand
 
