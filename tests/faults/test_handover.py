@@ -60,7 +60,11 @@ def test_server_given_up_to_a_dead_broker_is_kept_and_given_up_to_the_next(
 def test_what_runs_when_worker_and_broker_die_together_keeps_its_slot_and_is_cancelled(
     postgres: Postgres, gpooler_factory: Factory
 ) -> None:
-    gpooler = gpooler_factory(postgres, rule={"pool_size": 3}, config={"performance": {"workers": 2}})
+    gpooler = gpooler_factory(
+        postgres,
+        rule={"pool_size": 3, "pool_reset_timeout_ms": 5000},
+        config={"performance": {"workers": 2}},
+    )
     with ExitStack() as stack, ServerWatch(postgres) as watch:
         clients = clients_on(gpooler, {1: 2, 2: 3}, stack)
         for client in clients[1]:
@@ -72,12 +76,12 @@ def test_what_runs_when_worker_and_broker_die_together_keeps_its_slot_and_is_can
             os.kill(worker, signal.SIGKILL)
             os.kill(broker, signal.SIGKILL)
             eventually(lambda: gpooler.broker_pid() != broker, within=10)
-            eventually(lambda: sleepers(postgres) == busy[:1], within=10)
+            eventually(lambda: sleepers(postgres) == busy[:1])
             for client in clients[2]:
                 client.send(query("BEGIN; SELECT 1"))
             eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_ACTIVE) == 2)
-            eventually(lambda: "stays after its worker died" in gpooler.log(), within=10)
-            assert gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1
+            eventually(lambda: "stays after its worker died" in gpooler.log())
+            eventually(lambda: gpooler.route_count(RouteWord.CLIENTS_WAITING) == 1)
             assert len(pids(postgres)) == 3
         finally:
             postgres.thaw(busy[0])

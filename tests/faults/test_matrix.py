@@ -19,7 +19,7 @@ def test_all_is_as_before_after(
         gpooler = gpooler_factory(
             postgres,
             rule={"pool_size": POOL_SIZE, "pool_timeout": 30_000, "pool_reset_timeout_ms": 30_000},
-            config={"performance": {"workers": 2}},
+            config={"performance": {"workers": 2}, "limits": {"cancel_timeout_ms": 20_000}},
             environment=faults.environment,
         )
         stage = Stage(postgres, gpooler, faults, stack, state, fault)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -291,16 +291,22 @@ class Gpooler:
 
     def descriptors(self) -> dict[int, int]:
         """Open file descriptors of every process."""
-        return {process.pid: process.num_fds() for process in self.processes()}
+        found = {}
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                found[process.pid] = process.num_fds()
+        return found
 
     def client_connections(self) -> int:
         """TCP connections to our first port that a worker still has open."""
-        return sum(
-            1
-            for pid in self.worker_pids()
-            for connection in psutil.Process(pid).net_connections(kind="tcp")
-            if connection.laddr.port == self.port and connection.raddr
-        )
+        count = 0
+        for pid in self.worker_pids():
+            with suppress(psutil.NoSuchProcess):
+                count += sum(
+                    bool(connection.laddr.port == self.port and connection.raddr)
+                    for connection in psutil.Process(pid).net_connections(kind="tcp")
+                )
+        return count
 
     def process_count(self, *words: ProcessWord) -> int:
         """The sum of these words of the process blocks over all workers, dead ones included."""
@@ -408,6 +414,9 @@ class Gpooler:
                 fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue  # a child was buried meanwhile
+            if not os.fstat(fd).st_size:
+                os.close(fd)  # it is just being made
+                continue
             counters = SharedCounters.attach(fd)
             inode = os.fstat(fd).st_ino
             if inode in seen or counters.process(ProcessWord.FOLDED):

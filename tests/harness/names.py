@@ -60,9 +60,12 @@ class Names:
 
     def set(self, *addresses: str) -> None:
         """The answer from now on; without an address the resolver does not answer."""
-        self._hosts.unlink(missing_ok=True)
-        if addresses:
-            self._hosts.write_text("".join(f"{address}\n" for address in addresses))
+        if not addresses:
+            self._hosts.unlink(missing_ok=True)
+            return
+        new = self._hosts.with_suffix(".new")
+        new.write_text("".join(f"{address}\n" for address in addresses))
+        new.replace(self._hosts)  # at once: gpooler may ask at any moment
 
     @property
     def questions(self) -> int:

@@ -123,6 +123,7 @@ class TlsProxy:
         self.failures: list[BaseException] = []
         self._wanted = 0  # counted up: each connection is to ask for new keys
         self._is_torn = False
+        self._is_over = False
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -133,6 +134,7 @@ class TlsProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self.drop()
         for thread in self._threads:
@@ -195,7 +197,7 @@ class TlsProxy:
     def _pass_on(self, client: socket.socket, server: socket.socket, session: _Session) -> None:
         has_begun = False
         passed, seen = 0, self._wanted
-        while True:
+        while not self._is_over:
             ready, _, _ = select.select([client, server], [], [], POLL_S)
             if client in ready:
                 if not (data := client.recv(CHUNK)):

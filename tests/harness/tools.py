@@ -90,10 +90,10 @@ def reserve(port: int) -> bool:
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Hold a process still, every thread of it."""
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    threads = Path(f"/proc/{pid}/task")
     os.kill(pid, signal.SIGSTOP)
     try:
-        eventually(lambda: all("State:\tT" in (thread / "status").read_text() for thread in threads))
+        eventually(lambda: all("State:\tT" in (one / "status").read_text() for one in threads.iterdir()))
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
