@@ -131,12 +131,8 @@ class Holding:
         """Slots that serve or soon will."""
         return len(self.opening) + len(self.leased)
 
-    def wait_for(self, waiting: int, now_us: int) -> None:
-        """So many clients wait, as the worker says."""
-        self._wait_for(waiting, 0, now_us)
-
-    def _wait_for(self, waiting: int, missing: int, now_us: int) -> None:
-        """``missing``: servers that are open, and that the worker's counters do not show."""
+    def wait_for(self, waiting: int, now_us: int, missing: int = 0) -> None:
+        """So many clients wait. ``missing``: servers that are open and not shown by the worker's counters."""
         arriving = max(missing, sum(slot.arrives_us > now_us for slot in self.leased.values()))
         self.waiting = waiting
         self.unmet = max(0, waiting - len(self.opening) - arriving) if self.want else 0
@@ -150,7 +146,7 @@ class Holding:
         the demand is the mean of what was seen lately; after a pause the newest look counts alone.
         """
         new = sum(slot.since_us + SHOWN_US > now_us for slot in self.leased.values())
-        self._wait_for(waiting, min(new, max(0, len(self.leased) - servers)), now_us)
+        self.wait_for(waiting, now_us, min(new, max(0, len(self.leased) - servers)))
         self.active = active
         weight = 1 - exp((self.observed_us - now_us) / MEMORY_US)
         self.demand += (waiting + active - self.demand) * weight

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from gpooler.config.load import load_text
-from gpooler.config.model import Config
 from gpooler.process.changes import Made
 from gpooler.process.control import Act, AwaitGone, Kill
 from gpooler.process.family import Child
@@ -77,10 +76,6 @@ def master() -> Master:
     return Master()
 
 
-def pauses(config: Config) -> set[str]:
-    return set(config.pauses)
-
-
 def test_a_pause_is_answered_when_its_servers_are_gone(master: Master) -> None:
     master.ask("PAUSE")
     done = master.decide()
@@ -108,7 +103,7 @@ def test_a_resume_ends_a_pause_that_is_on_its_way(master: Master, name: str, is_
     whom = 'database "app" is' if name else "all databases are"
     told = False, f"PAUSE: {whom} resumed before its servers were gone"
     assert master.answers == [told, (True, "RESUME: ")]
-    assert pauses(master.config) == set()
+    assert not master.config.pauses
     master.operations.gone(wait.token)  # too late
     assert len(master.answers) == 2
 
@@ -142,7 +137,7 @@ def test_a_pause_behind_a_resume_is_another_one(master: Master) -> None:
     master.ask("RESUME")
     master.ask("PAUSE")
     resumed = master.decide()
-    assert pauses(master.config) == set()
+    assert not master.config.pauses
     resumed(True, "")
     master.operations.tell_new_broker()  # nobody waits any more
     master.decide()(True, "")
