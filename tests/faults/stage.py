@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-import psycopg
 
 from gpooler.stats.registry import ProcessWord, RouteWord
 from tests.harness import Gpooler, Postgres, RawClient, eventually
@@ -81,7 +80,7 @@ class Stage:
         faults.process("worker 2")
         self._halted: Process | None = None
         self._frozen = 0
-        self._gate: psycopg.Connection[Any] | None = None  # holds the lock that the victim's query waits for
+        self._gate = stack.enter_context(ExitStack())  # what the victim's query waits for
         self._holders: list[RawClient] = []
         clients = clients_on(gpooler, {1: 5, 2: 5}, stack)
         self._here, self._there = clients[1], clients[2]
@@ -173,8 +172,7 @@ class Stage:
         if self._fault is Fault.STALL_CLIENT:
             sql = LARGE
         elif self._fault in ON_THE_BROKER and self._state is State.QUERY:  # it ends when all is done
-            self._gate = self._stack.enter_context(self._postgres.connect("app"))
-            self._gate.execute("SELECT pg_advisory_lock(1)")
+            self._gate.enter_context(self._postgres.locked())
             sql = "SELECT 42 FROM pg_advisory_xact_lock(1)"
         else:
             sql = "SELECT 42 FROM pg_sleep(100)"
@@ -237,8 +235,7 @@ class Stage:
                 pass  # it does not read any more
         self._let_go()
         self._thaw()
-        if self._gate is not None:
-            self._gate.execute("SELECT pg_advisory_unlock(1)")
+        self._gate.close()
         for holder in self._holders:
             if self._fault is Fault.KILL_POSTGRES or (holder in self._here and self._is_worker_dead):
                 holder.close()

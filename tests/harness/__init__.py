@@ -4,7 +4,7 @@ from tests.harness.client import Message, RawClient
 from tests.harness.faultproxy import FaultProxy
 from tests.harness.gpooler import Gpooler
 from tests.harness.postgres import PASSWORD, Backend, Postgres, PostgresUnavailable
-from tests.harness.tools import Unavailable, eventually, find_program, free_port, stopped
+from tests.harness.tools import Unavailable, eventually, find_program, free_port, stopped, unread
 
 __all__ = [
     "PASSWORD",
@@ -20,4 +20,5 @@ __all__ = [
     "find_program",
     "free_port",
     "stopped",
+    "unread",
 ]

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -267,6 +269,14 @@ class Postgres:
         """Process ids of the replication connections."""
         rows = self.query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' ORDER BY pid")
         return [pid for (pid,) in rows]
+
+    @contextmanager
+    def locked(self, number: int = 1) -> Iterator[None]:
+        """Meanwhile whoever asks for this advisory lock of the database app waits."""
+        with self.connect("app") as holder:
+            holder.execute("SELECT pg_advisory_lock(%s)", [number])
+            yield
+            holder.execute("SELECT pg_advisory_unlock(%s)", [number])
 
     def terminate(self, pid: int) -> None:
         """End one backend the polite way: its client gets 57P01."""

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -97,6 +98,15 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def unread(pid: int, peer_port: int | None = None) -> int:
+    """Bytes that wait for a process in its TCP sockets, or in the one whose other end has that port."""
+    shown = subprocess.run(["ss", "-tnpH"], capture_output=True, text=True, check=True).stdout
+    mine = [line.split() for line in shown.splitlines() if f"pid={pid}," in line]
+    return sum(
+        int(size) for _, size, _, _, peer, *_ in mine if peer_port is None or peer.endswith(f":{peer_port}")
+    )
 
 
 def find_program(name: str) -> str:

@@ -161,17 +161,16 @@ def assert_nobody_left(gpooler: Gpooler) -> None:
 def held_servers(gpooler: Gpooler, postgres: Postgres) -> Iterator[list[RawClient]]:
     """All servers of trust_user run a statement that waits for the end of this context."""
     sql = f"SELECT pg_backend_pid(), pg_advisory_xact_lock_shared({LOCK})"
-    with ExitStack() as stack, postgres.connect("app") as connection:
-        connection.execute(f"SELECT pg_advisory_lock({LOCK})")
-        clients = [stack.enter_context(gpooler.raw().login()) for _ in range(POOL_SIZE)]
-        for client in clients:
-            client.send(query(sql))
-        running = (sql, "active")
-        eventually(
-            lambda: [(row.query, row.state) for row in postgres.activity()].count(running) == POOL_SIZE
-        )
-        yield clients
-        connection.execute(f"SELECT pg_advisory_unlock({LOCK})")
+    with ExitStack() as stack:
+        with postgres.locked(LOCK):
+            clients = [stack.enter_context(gpooler.raw().login()) for _ in range(POOL_SIZE)]
+            for client in clients:
+                client.send(query(sql))
+            running = (sql, "active")
+            eventually(
+                lambda: [(row.query, row.state) for row in postgres.activity()].count(running) == POOL_SIZE
+            )
+            yield clients
         assert len({client.rows()[0][0] for client in clients}) == POOL_SIZE
 
 
@@ -195,10 +194,8 @@ def unharmed(gpooler: Gpooler, postgres: Postgres) -> Iterator[None]:
     assert_nobody_left(gpooler)
     # none is on its way from one worker to the other
     eventually(lambda: gpooler.route_count(RouteWord.SERVERS_IDLE) == len(postgres.activity()))
-    keepers = (
-        gpooler.pid,
-        gpooler.broker_pid(),
-    )  # each has a duplicate of each server, which comes by messages
+    # each has a duplicate of each server, which comes by messages
+    keepers = (gpooler.pid, gpooler.broker_pid())
 
     def have_all() -> bool:
         return all(connections_to(pid, postgres.port) == len(postgres.activity()) for pid in keepers)

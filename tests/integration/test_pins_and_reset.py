@@ -212,8 +212,7 @@ def test_pool_cancel_no_lets_the_query_end_and_closes_the_server(
     """The slot is free when PostgreSQL's process is gone, not when we closed."""
     gpooler = gpooler_factory(postgres, rule={"pool_size": 1, "pool_cancel": False})
     start = len(postgres.log())
-    with postgres.connect("app") as holder:
-        holder.execute("SELECT pg_advisory_lock(1)")
+    with postgres.locked():
         with gpooler.raw() as client:
             client.login()
             client.send(query("SELECT pg_advisory_xact_lock(1)"))

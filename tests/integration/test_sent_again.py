@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.harness import Gpooler, Postgres, RawClient, eventually, stopped
+from tests.harness import Gpooler, Postgres, RawClient, eventually, stopped, unread
 from tests.harness.client import SYNC, bind, describe, execute, parse, query
 
 Factory = Callable[..., Gpooler]
@@ -41,12 +40,6 @@ def rows(postgres: Postgres) -> int:
         return -1
 
 
-def unread(postgres: Postgres, pid: int) -> int:
-    """Bytes that wait for a PostgreSQL process in its socket."""
-    shown = subprocess.run(["ss", "-tnp", "-H"], capture_output=True, text=True, check=True).stdout
-    return sum(int(line.split()[1]) for line in shown.splitlines() if f"pid={pid}," in line)
-
-
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_a_server_that_was_shut_down_before_it_read_the_request(
     pool: Gpooler, postgres: Postgres, kind: str
@@ -56,7 +49,7 @@ def test_a_server_that_was_shut_down_before_it_read_the_request(
         with stopped(pid):
             postgres.terminate(pid)
             client.send(REQUESTS[kind])
-            eventually(lambda: unread(postgres, pid) > 0)
+            eventually(lambda: unread(pid) > 0)
         tags = [message.tag() for message in client.read_until() if message.kind == b"C"]
         assert tags == ["INSERT 0 1"]
         assert pid_of(client) != pid
@@ -70,7 +63,7 @@ def test_not_in_a_transaction(pool: Gpooler, postgres: Postgres) -> None:
         with stopped(pid):
             postgres.terminate(pid)
             client.send(query("INSERT INTO again VALUES (1)"))
-            eventually(lambda: unread(postgres, pid) > 0)
+            eventually(lambda: unread(pid) > 0)
         assert client.read_to_end()[-1].fields()["C"] == "57P01"
 
 
@@ -80,7 +73,7 @@ def test_not_when_it_is_too_long_to_keep(pool: Gpooler, postgres: Postgres) -> N
         with stopped(pid):
             postgres.terminate(pid)
             client.send(query("INSERT INTO again VALUES (1) -- " + "x" * 100_000))
-            eventually(lambda: unread(postgres, pid) > 0)
+            eventually(lambda: unread(pid) > 0)
         assert client.read_to_end()[-1].fields()["C"] == "57P01"
     assert postgres.query("SELECT count(*) FROM again", "app") == [(0,)]
 

@@ -140,8 +140,7 @@ def test_the_key_of_a_session_before_does_nothing(postgres: Postgres, gpooler_fa
     with gpooler.raw() as client:
         client.login()
         pid, key = client.pid, bytes([client.key[0] ^ 1]) + client.key[1:]
-        with postgres.connect("app") as holder:
-            holder.execute("SELECT pg_advisory_lock(1)")
+        with postgres.locked():
             client.send(query("SELECT pg_advisory_xact_lock(1), 'whole'"))
             waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             eventually(lambda: postgres.query(waiting) == [(pid,)])

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from gpooler.stats.registry import RouteWord
-from tests.harness import Gpooler, Postgres, RawClient, eventually
+from tests.harness import Gpooler, Postgres, RawClient, eventually, unread
 from tests.harness.client import SYNC, bind, execute, message, parse, query
 
 Factory = Callable[..., Gpooler]
@@ -160,26 +159,25 @@ def test_send_goes_on_when_the_server_is_with_another_client(
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.login()
         other.login()
+        (worker,), port = pool.worker_pids(), client.socket.getsockname()[1]
         asked, is_read = 0, True
         while is_read:  # at last the answer before stands in the relay
             asked += 1
             assert asked < 3000
             client.send(query(text))
             other.query("SELECT 1")  # whatever can be read of the client has been
-            is_read = pool.route_count(RouteWord.TRANSACTIONS) >= 2 * asked or unread(pool, client) == 0
+            is_read = pool.route_count(RouteWord.TRANSACTIONS) >= 2 * asked or not unread(worker, port)
         other.query(SLEEP)
         for _ in range(asked):
             client.read_until()
-        # others may be slow on a busy machine
-        eventually(lambda: SLEEP in [line["query"] for line in lines(pool)])
-        eventually(lambda: text in [line["query"] for line in lines(pool) if line["send_ms"] >= 1300])
 
+        def are_told() -> bool:
+            found = lines(pool)  # others may be slow, too, on a busy machine
+            slept = [line for line in found if line["query"] == SLEEP]
+            sent = [line["query"] for line in found if line["send_ms"] >= 1300]
+            return len(slept) == 1 and sent == [text]
 
-def unread(pool: Gpooler, client: RawClient) -> int:
-    """Bytes of a client that wait for gpooler in its socket."""
-    ends = f"sport = :{pool.port} and dport = :{client.socket.getsockname()[1]}"
-    shown = subprocess.run(["ss", "-tnH", ends], capture_output=True, text=True, check=True).stdout
-    return int(shown.split()[1])
+        eventually(are_told)
 
 
 def test_requests_of_a_pipeline_are_told_of_one_by_one(pool: Gpooler, client: RawClient) -> None:
