@@ -151,7 +151,12 @@ class Operations:
     # --- parts ----------------------------------------------------------------------------------
 
     def _change(self, update: Callable[[Config], Config], answer: Answer, title: str) -> None:
-        self._master.change(lambda: (update(self._master.config), [], []), answer, title=title)
+        """``answer`` has no text when it is in force: that of a change tells which settings differ."""
+
+        def is_done(is_good: bool, text: str) -> None:
+            answer(is_good, "" if is_good else text)
+
+        self._master.change(lambda: (update(self._master.config), [], []), is_done, title=title)
 
     def _pause(self, name: str, mode: Pause, then: Callable[[], None], answer: Answer) -> None:
         """``then`` is called when it is in force; else ``answer`` is told why not."""

@@ -99,7 +99,7 @@ def test_a_resume_ends_a_pause_that_is_on_its_way(master: Master, name: str, is_
         master.ask("RESUME", name)
     paused(True, "")
     (wait,) = master.awaited
-    master.decide()(True, "")
+    master.decide()(True, "nothing has changed")  # in the file, that is
     whom = 'database "app" is' if name else "all databases are"
     told = False, f"PAUSE: {whom} resumed before its servers were gone"
     assert master.answers == [told, (True, "RESUME: ")]
